@@ -1,0 +1,28 @@
+# `make demo` shows the product on this machine; `make test` proves it. Both set up all they need first.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test check demo openapi clean
+
+python := .venv/bin/python
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## install Debian packages and the virtual environments, when they are missing
+	@tests/servers/setup.sh
+
+test: setup ## every test; ARGS='...' is handed to pytest
+	$(python) -m pytest -n 2 --dist loadfile $(ARGS)
+
+check: setup ## the fast lane: lint, format, types, import rules, migrations, docs and unit tests
+	$(python) -m pytest -m unit $(ARGS)
+
+demo: setup ## the main job on made-up exports; ONCE=1 ends after the report
+	@$(python) -m tests.demo $(if $(ONCE),--once)
+
+openapi: setup ## write the REST API's description to docs/openapi.yaml
+	$(python) manage.py spectacular --file docs/openapi.yaml --validate --fail-on-warn
+
+clean: ## remove the virtual environments, caches and the demo's data
+	rm -rf .venv .venv-servers var .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+"""Writes the audit trail: in the service's own transaction when something was done, outside of any when it was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import transaction
+
+from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.errors import ServiceError
+from cloudstorage.models import AuditEvent
+
+
+def record(actor: Actor, action: str, target: object, **details: Any) -> None:
+    """Note what was done. Call it inside the transaction that does it; `details` must be JSON and free of secrets."""
+    AuditEvent.objects.create(actor=actor.name, action=action, target=str(target)[:255], details=details)
+
+
+def refused(actor: Actor, action: str, target: object, error: ServiceError) -> None:
+    """Note a refusal, outside of the transaction that it rolled back."""
+    details = {"reason": error.message}
+    AuditEvent.objects.create(actor=actor.name, action=action, target=str(target)[:255], outcome="refused", details=details)
+
+
+@contextmanager
+def audited(actor: Actor, role: ActorRole, action: str, target: object) -> Iterator[None]:
+    """Check the role and run the block in one transaction; a refusal is noted after the roll-back and raised on.
+
+    The block itself calls `record` for what it did.
+    """
+    with refusals_noted(actor, role, action, target), transaction.atomic():
+        yield
+
+
+@contextmanager
+def refusals_noted(actor: Actor, role: ActorRole, action: str, target: object) -> Iterator[None]:
+    """Like `audited` without its transaction, for services that speak to a store before they change a row."""
+    try:
+        actor.require(role)
+        yield
+    except ServiceError as error:
+        refused(actor, action, target, error)
+        raise

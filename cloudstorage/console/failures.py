@@ -1,0 +1,43 @@
+"""Error pages for what Django itself refuses: each says what to do next and gives the request's id."""
+
+from __future__ import annotations
+
+import logging
+
+from django.http import HttpRequest, HttpResponse
+
+from cloudstorage.console.pages import failure
+
+log = logging.getLogger(__name__)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's name
+    """400."""
+    message = "The browser sent something that this page cannot read."
+    return failure(request, 400, "Request not understood", message, "Go back, reload the page and try again.")
+
+
+def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's name
+    """403."""
+    return failure(request, 403, "Not allowed", "Your role does not allow this.", "Ask an administrator for the role.")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's name
+    """404."""
+    message = "There is no such page. What it showed may have been removed meanwhile."
+    return failure(request, 404, "Not found", message, "Start from the overview, or check the address.")
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """500."""
+    message = "An error of ours: the page could not be made. What was under way in the background goes on."
+    remedy = "Try again. If it happens again, look for the request id below in the web server's log, and run: manage.py doctor"
+    return failure(request, 500, "Something broke", message, remedy)
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """A form without its token, mostly one that stood open since before the last sign-in."""
+    log.info("a form was refused: %s", reason)
+    message = "The form was not accepted: its safety token is missing or old. Nothing was changed."
+    remedy = "Go back, reload the page and send the form again. Cookies must be allowed for this address."
+    return failure(request, 403, "Form not accepted", message, remedy)

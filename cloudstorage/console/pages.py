@@ -1,0 +1,250 @@
+"""What every page of the console stands on: who asks, which role it takes, refusals in words, paging by key, drafts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.views import redirect_to_login
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.shortcuts import render, resolve_url
+from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.cache import never_cache
+
+from cloudstorage import secrets
+from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.errors import Denied, ServiceError
+from cloudstorage.logs import request_id
+
+View = Callable[..., HttpResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A URL of the console below its root."""
+
+    route: str
+    name: str
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the navigation, shown to those who have its role."""
+
+    section: str
+    label: str
+    target: str
+    icon: str
+    role: ActorRole
+    arguments: tuple[str, ...]
+
+
+_pages: list[Page] = []
+_navigation: list[tuple[int, Entry]] = []
+_overview: list[View] = []
+
+
+def registered() -> list[Page]:
+    """Every page, in the order in which the apps told of them."""
+    return list(_pages)
+
+
+def navigation() -> list[Entry]:
+    """The lines of the navigation in their order."""
+    return [entry for _, entry in sorted(_navigation, key=lambda pair: pair[0])]
+
+
+def overview() -> View:
+    """The view of the first page."""
+    return _overview[-1]
+
+
+def is_overview(view: View) -> View:
+    """Make a view the console's first page."""
+    guarded = _guard(view, ActorRole.VIEWER, only_post=False)
+    _overview.append(guarded)
+    return guarded
+
+
+def entry(
+    order: int,
+    section: str,
+    label: str,
+    target: str,
+    icon: str,
+    role: ActorRole = ActorRole.VIEWER,
+    arguments: tuple[str, ...] = (),
+) -> None:
+    """Add a line to the navigation; `target` is a URL name of the console."""
+    _navigation.append((order, Entry(section, label, target, icon, role, arguments)))
+
+
+def page(route: str, name: str, role: ActorRole = ActorRole.VIEWER) -> Callable[[View], View]:
+    """Make a view a page of the console, for those who have the role. What a service refuses becomes an error page."""
+
+    def register(view: View) -> View:
+        guarded = _guard(view, role, only_post=False)
+        _pages.append(Page(route, name, guarded))
+        return guarded
+
+    return register
+
+
+def action(route: str, name: str, role: ActorRole = ActorRole.OPERATOR) -> Callable[[View], View]:
+    """Make a view a button's URL: POST only. What a service refuses becomes a message on the page where the button was."""
+
+    def register(view: View) -> View:
+        guarded = _guard(view, role, only_post=True)
+        _pages.append(Page(route, name, guarded))
+        return guarded
+
+    return register
+
+
+def _guard(view: View, role: ActorRole, *, only_post: bool) -> View:
+    @never_cache
+    @wraps(view)
+    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        actor = actor_of(request)
+        if not request.user.is_authenticated or not request.user.is_active:
+            return redirect_to_login(request.get_full_path(), reverse("console:login"))
+        if only_post and request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        try:
+            actor.require(ActorRole.VIEWER)
+            actor.require(role)
+            return view(request, *args, **kwargs)
+        except ServiceError as error:
+            if only_post and not isinstance(error, Denied):
+                complain(request, error)
+                return redirect(came_from(request))
+            return refuse(request, error)
+
+    return guarded
+
+
+# --- who asks, and answers -------------------------------------------------------------------------------------------------
+
+
+def actor_of(request: HttpRequest) -> Actor:
+    """The signed-in user with the roles of their groups; kept on the request, so that it costs one query."""
+    kept: Actor | None = getattr(request, "cloudstorage_actor", None)
+    if kept is None:
+        user: Any = getattr(request, "user", None)
+        if user is None or not user.is_authenticated:
+            return Actor("anonymous", frozenset())
+        groups = user.groups.values_list("name", flat=True)
+        kept = Actor.of_groups(user.get_username(), groups, superuser=user.is_superuser)
+        request.cloudstorage_actor = kept  # type: ignore[attr-defined]
+    return kept
+
+
+def show(request: HttpRequest, template: str, *, title: str, status: int = 200, **context: Any) -> HttpResponse:
+    """A page in the console's frame."""
+    from django.contrib.admin import site
+
+    return render(request, template, {**site.each_context(request), "title": title, **context}, status=status)
+
+
+def fragment(request: HttpRequest, template: str, *, running: bool, **context: Any) -> HttpResponse:
+    """The live part of a page. Status 286 tells htmx to stop asking."""
+    return render(request, template, {**context, "running": running}, status=200 if running else 286)
+
+
+def redirect(to: str, *args: Any, **kwargs: Any) -> HttpResponseRedirect:
+    """Answer a POST: 303, so that a reload asks nothing twice."""
+    response = HttpResponseRedirect(resolve_url(to, *args, **kwargs))
+    response.status_code = 303
+    return response
+
+
+def came_from(request: HttpRequest) -> str:
+    """The page of ours on which a button was pressed, else the overview."""
+    back = request.headers.get("Referer", "")
+    ours = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
+    return back if ours else reverse("console:index")
+
+
+def complain(request: HttpRequest, error: ServiceError) -> None:
+    """Say on the next page what a service refused, and what to do."""
+    messages.error(request, f"{error.message} {error.remedy}".strip())
+
+
+def refuse(request: HttpRequest, error: ServiceError) -> HttpResponse:
+    """A refusal as a page of its own."""
+    titles = {403: "Not allowed", 404: "Not found", 503: "No answer at the moment"}
+    return failure(request, error.status, titles.get(error.status, "Not possible now"), error.message, error.remedy)
+
+
+def failure(request: HttpRequest, status: int, title: str, message: str, remedy: str) -> HttpResponse:
+    """An error page: what happened, what to do, and the id to quote. Works without a database."""
+    context: dict[str, Any] = {
+        "title": title,
+        "message": message,
+        "remedy": remedy,
+        "request_id": request_id.get(),
+        "status": status,
+    }
+    try:
+        from django.contrib.admin import site
+
+        context = {**site.each_context(request), **context}
+    except Exception:  # noqa: BLE001 - the page that tells of an error must not fail itself
+        context["has_permission"] = False
+    return render(request, "console/error.html", context, status=status)
+
+
+# --- long lists ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some rows of a long list, and where it goes on. Nobody counts it."""
+
+    rows: Sequence[Any]
+    next_query: str
+    """Query string of the following rows; empty at the end."""
+    first_query: str
+    """Query string of the first rows; empty when these are they."""
+
+
+def keyset(request: HttpRequest, rows: Any, *, size: int = 50, newest_first: bool = False) -> Slice:
+    """The rows behind `?after=<id>`, by primary key; one query whatever the list's length."""
+    after = request.GET.get("after", "")
+    if after.isdigit() and len(after) < 19:
+        rows = rows.filter(**{"pk__lt" if newest_first else "pk__gt": int(after)})
+    found = list(rows.order_by("-pk" if newest_first else "pk")[: size + 1])
+    query = request.GET.copy()
+    query.pop("after", None)
+    first = "?" + query.urlencode() if after else ""
+    following = ""
+    if len(found) > size:
+        query["after"] = str(found[size - 1].pk)
+        following = "?" + query.urlencode()
+    return Slice(found[:size], following, first)
+
+
+# --- drafts: what was entered so far, kept on the server -------------------------------------------------------------------
+
+
+def keep_draft(request: HttpRequest, name: str, draft: Mapping[str, Any]) -> None:
+    """Keep a form's entries in the session, encrypted with the key ring since secrets are among them."""
+    request.session[f"draft:{name}"] = secrets.encrypt(json.dumps(draft))
+
+
+def draft_of(request: HttpRequest, name: str) -> dict[str, Any]:
+    """What `keep_draft` kept, else nothing."""
+    sealed = request.session.get(f"draft:{name}")
+    found: dict[str, Any] = json.loads(secrets.decrypt(sealed)) if sealed else {}
+    return found
+
+
+def drop_draft(request: HttpRequest, name: str) -> None:
+    """Forget a draft, its secrets with it."""
+    request.session.pop(f"draft:{name}", None)

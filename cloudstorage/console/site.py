@@ -1,0 +1,112 @@
+"""The admin site of the console: roles instead of model permissions, our own pages beside the admin's change lists."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.admin import AdminSite, ModelAdmin
+from django.http import HttpRequest, HttpResponse
+from django.urls import NoReverseMatch, path, reverse
+from django.views.decorators.cache import never_cache
+
+from cloudstorage.actors import ActorRole
+from cloudstorage.console import pages
+from cloudstorage.console.pages import actor_of
+from cloudstorage.logs import request_id
+
+
+class ConsoleSite(AdminSite):
+    """Whoever has a role may enter; what else they may do is asked of the services."""
+
+    site_header = site_title = "cloudstorage"
+    index_title = "Overview"
+    site_url = ""
+    enable_nav_sidebar = False
+
+    def __init__(self, name: str = "console") -> None:
+        super().__init__(name)
+
+    def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
+        """Only what is read-only: the change forms of other packages would write behind the back of services and audit trail."""
+        if admin_class is not None and issubclass(admin_class, ReadOnlyAdmin):
+            super().register(model_or_iterable, admin_class, **options)
+
+    def has_permission(self, request: HttpRequest) -> bool:
+        """A role lets in; being staff, or a superuser's flag, alone does not."""
+        return bool(request.user.is_active) and actor_of(request).may(ActorRole.VIEWER)
+
+    def get_urls(self) -> list[Any]:
+        """Our pages, then the admin's, which end with one that catches all."""
+        own = [path(page.route, page.view, name=page.name) for page in pages.registered()]
+        return [*own, *super().get_urls()]
+
+    def each_context(self, request: Any) -> dict[str, Any]:
+        """What every page shows: where one can go, who one is, and the request's id."""
+        context = super().each_context(request)
+        context["request_id"] = request_id.get()
+        if not context["has_permission"]:
+            return context
+        actor = actor_of(request)
+        roles = [role.value for role in ActorRole if actor.may(role)]
+        return {**context, "navigation": _navigation(request), "roles": roles, "actor": actor}
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """The overview, which the topmost app provides."""
+        return never_cache(pages.overview())(request)
+
+    def app_index(self, request: HttpRequest, app_label: str, extra_context: dict[str, Any] | None = None) -> Any:
+        """There is one overview."""
+        return pages.redirect("console:index")
+
+
+def _navigation(request: HttpRequest) -> list[tuple[str, list[dict[str, Any]]]]:
+    actor = actor_of(request)
+    sections: dict[str, list[dict[str, Any]]] = {}
+    best = 0
+    for entry in pages.navigation():
+        if not actor.may(entry.role):
+            continue
+        try:
+            url = reverse(f"console:{entry.target}", args=entry.arguments)
+        except NoReverseMatch:
+            continue
+        here = request.path == url or (url != reverse("console:index") and request.path.startswith(url))
+        best = max(best, len(url) if here else 0)
+        sections.setdefault(entry.section, []).append({"label": entry.label, "url": url, "icon": entry.icon, "here": here})
+    for entries in sections.values():
+        for found in entries:
+            found["here"] = found["here"] and len(found["url"]) == best
+    return list(sections.items())
+
+
+if TYPE_CHECKING:
+    _ModelAdmin = ModelAdmin[Any]
+else:
+    _ModelAdmin = ModelAdmin  # generic for the type checker only
+
+
+class ReadOnlyAdmin(_ModelAdmin):
+    """A change list of a small table to look at; changes go through pages that call services."""
+
+    role = ActorRole.VIEWER
+    actions = None
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list under its own name, since there is nothing to select for a change."""
+        title = str(self.model._meta.verbose_name_plural).capitalize()  # noqa: SLF001 - Django's public name for it
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return actor_of(request).may(self.role)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return actor_of(request).may(self.role)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

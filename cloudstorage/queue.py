@@ -1,0 +1,70 @@
+"""The one file that knows django-q2: a bell that wakes workers. It may lose, repeat or reorder; the rows are the truth."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django_q.brokers import get_broker
+from django_q.signals import post_spawn
+from django_q.tasks import async_task
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def wake(task: str, number: int = 0) -> None:
+    """After the present transaction commits, ask the queue to run the function at dotted path `task` with one integer."""
+    transaction.on_commit(lambda: _ring(task, number))
+
+
+def _ring(task: str, number: int) -> None:
+    if settings.QUEUE_MUTED:
+        return
+    try:
+        async_task(task, number)
+    except Exception:
+        log.exception("the queue did not take %s(%s); the worker's own clock will find the work", task, number)
+
+
+def pending() -> int:
+    """Messages that no cluster has fetched yet."""
+    return int(get_broker().queue_size())
+
+
+def _die_with_parent(signal_number: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal_number)
+
+
+def start_cluster(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a queue cluster as a child in a process group of its own; it stops when this process dies."""
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and command
+        [sys.executable, str(settings.BASE_DIR / "manage.py"), "qcluster"],
+        env={**os.environ, **environment},
+        start_new_session=True,
+        preexec_fn=lambda: _die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - one prctl call, no locks taken
+    )
+
+
+def kill_cluster(process: subprocess.Popen[bytes]) -> None:
+    """Kill the cluster with every process of its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _on_spawn(**_: Any) -> None:
+    """In each queue process: end with the cluster, whose death would otherwise leave it waiting for ever."""
+    _die_with_parent(signal.SIGKILL)
+
+
+post_spawn.connect(_on_spawn, dispatch_uid="cloudstorage.queue")

@@ -1,0 +1,55 @@
+"""What every test shares: real servers on demand, users by role, and an audit trail that tests may empty between them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import pytest
+from django.db import connection
+from django.test import TransactionTestCase
+
+from cloudstorage.actors import Actor, ActorRole
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+# The browser tests' driver keeps an event loop in the main thread, where later tests of the same process use the database.
+os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+
+_triggers = importlib.import_module("cloudstorage.migrations.0002_append_only_audit_and_roles")
+_flush = TransactionTestCase._fixture_teardown
+
+
+def _flush_with_audit(case: TransactionTestCase) -> None:
+    """Tests with real transactions empty every table, which the audit trail's triggers rightly refuse."""
+    with connection.schema_editor() as editor:
+        _triggers.remove_triggers(None, editor)
+    try:
+        _flush(case)
+    finally:
+        with connection.schema_editor() as editor:
+            _triggers.install_triggers(None, editor)
+
+
+TransactionTestCase._fixture_teardown = _flush_with_audit
+
+
+@pytest.fixture(autouse=True)
+def _quiet_queue(settings) -> None:
+    """No test leaves messages for a queue that nobody runs; those that want the bell switch it on."""
+    settings.QUEUE_MUTED = True
+
+
+@pytest.fixture
+def admin() -> Actor:
+    return Actor("admin", frozenset({ActorRole.STORAGE_ADMIN, ActorRole.AUDITOR}))
+
+
+@pytest.fixture
+def operator() -> Actor:
+    return Actor("operator", frozenset({ActorRole.OPERATOR}))
+
+
+@pytest.fixture
+def viewer() -> Actor:
+    return Actor("viewer", frozenset({ActorRole.VIEWER}))
