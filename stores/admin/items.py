@@ -1,0 +1,165 @@
+"""Pages of items: one list per kind with a chip per store, one page per item with every copy, and what may be done with it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from django.contrib import messages
+from django.db.models import Exists, OuterRef
+from django.http import Http404, HttpRequest, HttpResponse
+
+from cloudstorage.actors import ActorRole
+from cloudstorage.console.pages import action, actor_of, keyset, page, redirect, show
+from cloudstorage.errors import Conflict, ServiceError
+from cloudstorage.models import AuditEvent
+from stores.models import KINDS, ImageStore, Kind, Transfer, Zone
+from stores.services import inventory, items, transfers
+from stores.states import LIVE_REF_STATES, PROVEN, RefState
+
+CHAIN_SHOWN = 50
+
+
+def _kind(text: str) -> Kind:
+    try:
+        return Kind(text)
+    except ValueError:
+        raise Http404 from None
+
+
+def item_of(kind: Kind, number: uuid.UUID) -> Any:
+    """The item that a page is about."""
+    found = KINDS[kind].item.objects.select_related("account").filter(uuid=number).first()
+    if found is None:
+        raise Http404
+    return found
+
+
+@page("items/<slug:kind>/", "item_list")
+def item_list(request: HttpRequest, kind: str) -> HttpResponse:
+    """Items of a kind, by key; the filters stand in the URL."""
+    of = _kind(kind)
+    query, store, state, zone = (request.GET.get(name, "").strip() for name in ("q", "store", "state", "zone"))
+    rows = KINDS[of].item.objects.filter(removed=None).select_related("account")
+    if query:
+        rows = rows.filter(name__icontains=query[:255])
+    if store or state or zone:
+        refs = KINDS[of].ref.objects.filter(item_id=OuterRef("pk"), state__in=LIVE_REF_STATES)
+        refs = refs.filter(store__name=store) if store else refs
+        refs = refs.filter(state=state) if state else refs
+        refs = refs.filter(store__zone__name=zone) if zone else refs
+        rows = rows.filter(Exists(refs))
+    found = keyset(request, rows)
+    chips = chips_of(of, [item.pk for item in found.rows])
+    return show(
+        request,
+        "console/items.html",
+        title=f"{of.capitalize()}s",
+        kind=of,
+        rows=[(item, chips[item.pk]) for item in found.rows],
+        slice=found,
+        filters={"q": query, "store": store, "state": state, "zone": zone},
+        filtered=bool(query or store or state or zone),
+        stores=ImageStore.objects.filter(removed=None).values_list("name", flat=True)[:200],
+        zones=Zone.objects.values_list("name", flat=True)[:200],
+        states=[each.value for each in RefState if each in LIVE_REF_STATES],
+    )
+
+
+def chips_of(kind: Kind, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+    """Per item, its copies in words; a promise names where the bytes are now. One query."""
+    refs = KINDS[kind].ref.objects.filter(item_id__in=ids, state__in=LIVE_REF_STATES).select_related("store")
+    refs = refs.defer("store__probe_steps", "store__facts", "store__scan_report").order_by("store__scope", "store__name", "pk")
+    found: dict[int, list[Any]] = {pk: [] for pk in ids}
+    for ref in refs:
+        found[ref.item_id].append(ref)
+    return {pk: [_chip(ref, copies) for ref in copies] for pk, copies in found.items()}
+
+
+def _chip(ref: Any, copies: Sequence[Any]) -> dict[str, Any]:
+    words = ref.state
+    if ref.state == RefState.PROMISED:
+        there = [copy.store.name for copy in copies if copy.state in {RefState.READY, RefState.HIDDEN}]
+        words = f"on NFS {', '.join(there)}, pending" if there else "promised, but no readable copy is left"
+    elif ref.state == RefState.READY and ref.proof not in PROVEN:
+        words = f"{ref.state}, {ref.proof}"
+    return {"store": ref.store, "state": ref.state, "words": words, "ref": ref}
+
+
+@page("items/<slug:kind>/<uuid:number>/", "item")
+def item_page(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpResponse:
+    """Where an item is, how we know, what it builds on, and what happened to it."""
+    of = _kind(kind)
+    item = item_of(of, number)
+    chips = chips_of(of, [item.pk])[item.pk]
+    files: dict[int, list[Any]] = {}
+    for file in KINDS[of].file.objects.filter(ref_id__in=[chip["ref"].pk for chip in chips]).order_by("path")[:400]:
+        files.setdefault(file.ref_id, []).append(file)
+    names = sorted(
+        {inventory.relative_name(chip["ref"].install_path, file.path) for chip in chips for file in files.get(chip["ref"].pk, [])}
+    )
+    work = Transfer.objects.filter(kind=of, item_id=item.pk).select_related("source", "target", "worker").order_by("-pk")[:10]
+    auditor = actor_of(request).may(ActorRole.AUDITOR)
+    history = AuditEvent.objects.filter(target=f"{of}:{item.uuid}").order_by("-id")[:20] if auditor else None
+    return show(
+        request,
+        "console/item.html",
+        title=item.name,
+        kind=of,
+        item=item,
+        copies=[(chip, files.get(chip["ref"].pk, [])) for chip in chips],
+        names=names,
+        chain=_chain(item) if of == Kind.SNAPSHOT else [],
+        children=list(item.children.filter(removed=None)[:CHAIN_SHOWN]) if of == Kind.SNAPSHOT else [],
+        transfers=work,
+        history=history,
+        pending=any(chip["state"] == RefState.PROMISED for chip in chips),
+        readable=any(chip["state"] == RefState.READY for chip in chips),
+    )
+
+
+def _chain(item: Any) -> list[Any]:
+    """The item's parents, the full snapshot first. One query for each, so only so many."""
+    chain = [item]
+    while chain[0].parent_id is not None and len(chain) < 12:
+        chain.insert(0, chain[0].parent)
+    return chain
+
+
+@action("items/<slug:kind>/<uuid:number>/ensure/", "item_ensure")
+def ensure(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpResponse:
+    """Bring it to the object store ahead of everything else."""
+    of = _kind(kind)
+    started = transfers.ensure(actor=actor_of(request), kind=of, item=item_of(of, number))
+    said = "It is on its way, ahead of the background." if started else "It is on the object store already."
+    messages.success(request, said)
+    return redirect("console:item", of.value, number)
+
+
+@page("items/<slug:kind>/<uuid:number>/delete/", "item_delete", ActorRole.STORAGE_ADMIN)
+def delete(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpResponse:
+    """Ask, then delete the item everywhere."""
+    of = _kind(kind)
+    item = item_of(of, number)
+    error: ServiceError | None = None
+    if request.method == "POST":
+        try:
+            items.delete_item(actor=actor_of(request), kind=of, item=item)
+        except Conflict as refused:
+            error = refused
+        else:
+            messages.success(request, f"{item.name} was deleted; a worker removes its bytes.")
+            return redirect("console:item_list", of.value)
+    places = ", ".join(chip["store"].name for chip in chips_of(of, [item.pk])[item.pk]) or "no store"
+    return show(
+        request,
+        "console/confirm.html",
+        title=f"Delete {item.name}?",
+        status=409 if error else 200,
+        effect=f"The {of} {item.name} is deleted everywhere it is: {places}. On NFS its files wait in a trash folder first;"
+        " on an object store they are gone. A snapshot that others build on is kept, hidden, until those are gone.",
+        button=f"Delete the {of}",
+        back=("console:item", of.value, number),
+        error=error,
+    )

@@ -1,0 +1,142 @@
+"""Image stores over REST: list, try out, add, check, scan, change, remove."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.http import Http404
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from cloudstorage.actors import ActorRole
+from cloudstorage.rest.views import PagedView, ServiceView, operation
+from stores.api.filters import StoreFilter
+from stores.api.serializers import PlaceBody, ScanBody, StepsView, StoreBody, StoreDetailView, StorePatch, StoreView
+from stores.drivers.base import ProbeStep
+from stores.models import ImageStore, Zone
+from stores.services import image_stores, region
+from stores.services.scan import scan_store
+
+
+def store_of(id: uuid.UUID) -> ImageStore:  # noqa: A002 - the name in the address
+    """The store of an address; removed ones are still shown."""
+    store = ImageStore.objects.select_related("zone").filter(uuid=id).first()
+    if store is None:
+        raise Http404
+    return store
+
+
+def _zone(given: uuid.UUID | None) -> Zone | None:
+    return region.find_zone(str(given)) if given else None
+
+
+def _detail(store: ImageStore) -> Any:
+    rows = ImageStore.objects.with_usage().select_related("zone").prefetch_related("reach__worker")
+    return StoreDetailView(rows.get(pk=store.pk)).data
+
+
+def _steps(steps: Sequence[ProbeStep]) -> Any:
+    return StepsView({"usable": all(step.status != "blocker" for step in steps), "steps": steps}).data
+
+
+class WithDetails(ServiceView):
+    """A view whose body has a driver's options in `details`."""
+
+    def pointer_to(self, field: str) -> str:
+        """Options stand inside `details`, everything else beside them."""
+        drivers = map(image_stores.driver_class, image_stores.provider_names())
+        options = {option.name for driver in drivers for option in driver.options}
+        given = self.request.data.get("details") if isinstance(self.request.data, Mapping) else None
+        inside = field in options or (isinstance(given, Mapping) and field in given)
+        return f"#/details/{field}" if inside else super().pointer_to(field)
+
+
+class Stores(WithDetails, PagedView):
+    """The image stores: secondary storage (role Image) and staging stores (role ImageCache)."""
+
+    roles = {"POST": ActorRole.STORAGE_ADMIN}
+    filterset_class = StoreFilter
+
+    @operation("stores_list", answer=StoreView(many=True))
+    def get(self, request: Request) -> Response:
+        """List the stores that are in the cloud now, with what is on them; `state=Removed` lists the former ones."""
+        stores = ImageStore.objects.with_usage().select_related("zone").defer("scan_report", "probe_steps", "facts")
+        if request.query_params.get("state") != "Removed":
+            stores = stores.filter(removed=None)
+        return self.page(stores, StoreView)
+
+    @operation("stores_create", body=StoreBody, status=201, answer=StoreDetailView)
+    def post(self, request: Request) -> Response:
+        """Add a store: it is probed first, and a blocker refuses it with every step as finding."""
+        given = self.body(StoreBody)
+        store = image_stores.add_store(actor=self.actor, **(given | {"zone": _zone(given["zone"])}))
+        return Response(_detail(store), status=201, headers={"Location": f"/api/v1/stores/{store.uuid}"})
+
+
+class StoreTest(WithDetails):
+    """Try a place out; nothing is saved."""
+
+    roles = {"POST": ActorRole.STORAGE_ADMIN}
+
+    @operation("stores_test", body=PlaceBody, answer=StepsView)
+    def post(self, request: Request) -> Response:
+        """Probe a place with these parameters, live."""
+        given = self.body(PlaceBody)
+        steps = image_stores.test_store(actor=self.actor, **(given | {"zone": _zone(given["zone"])}))
+        return Response(_steps(steps))
+
+
+class Store(WithDetails):
+    """One image store."""
+
+    roles = {"PATCH": ActorRole.STORAGE_ADMIN, "DELETE": ActorRole.STORAGE_ADMIN}
+
+    @operation("stores_get", answer=StoreDetailView)
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Show a store with its options (no secrets), its last probe and who reaches it."""
+        return Response(_detail(store_of(id)))
+
+    @operation("stores_update", body=StorePatch, answer=StoreDetailView)
+    def patch(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Change a store; new options must pass the live probe and lead to the same place."""
+        return Response(_detail(image_stores.update_store(actor=self.actor, store=store_of(id), **self.body(StorePatch))))
+
+    @operation("stores_delete", status=204)
+    def delete(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Take a store out of the cloud; nothing on it is deleted, and it must hold nothing of ours."""
+        image_stores.remove_store(actor=self.actor, store=store_of(id))
+        return Response(status=204)
+
+
+class StoreProbe(ServiceView):
+    """Try a store out again."""
+
+    roles = {"POST": ActorRole.OPERATOR}
+
+    @operation("stores_probe", answer=StepsView)
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Probe a store, live; the steps are kept on it."""
+        return Response(_steps(image_stores.probe_store(actor=self.actor, store=store_of(id))))
+
+
+class StoreScan(ServiceView):
+    """Adopt what lies on a store, and report how it differs from the rows."""
+
+    roles = {"POST": ActorRole.OPERATOR}
+
+    @operation("stores_scan", body=ScanBody, answer={"type": "object", "description": "The report of the scan."})
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Scan now and answer with the report. It may be repeated, or cut off, at any time: scans are idempotent."""
+        report = scan_store(actor=self.actor, store=store_of(id), catalogue=self.body(ScanBody)["catalogue"])
+        return Response(report.as_json())
+
+
+class StoreScanReport(ServiceView):
+    """The last scan of a store."""
+
+    @operation("stores_scan_report", answer={"type": "object", "description": "The report; empty before the first scan."})
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Show the report of the last scan."""
+        return Response(store_of(id).scan_report)

@@ -1,0 +1,85 @@
+"""Transfers over REST: look at them, try a failed one again."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from django.db.models import QuerySet
+from django.http import Http404
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from cloudstorage.actors import ActorRole
+from cloudstorage.errors import Conflict
+from cloudstorage.rest.views import PagedView, ServiceView, operation
+from stores.api.filters import TransferFilter
+from stores.api.serializers import TransferView
+from stores.models import KINDS, Transfer
+from stores.services import transfers
+from stores.states import TRANSFER_TRANSITIONS, TransferState, allowed_events
+
+
+def _rows() -> QuerySet[Transfer]:
+    rows = Transfer.objects.select_related("source", "target", "batch", "parent", "worker")
+    heavy = ("scan_report", "probe_steps", "facts")
+    return rows.defer(*(f"{store}__{field}" for store in ("source", "target") for field in heavy))
+
+
+def _items(rows: Sequence[Transfer]) -> dict[str, Any]:
+    """Id and name of the rows' items, for a serializer's context: one query per kind."""
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for kind, models in KINDS.items():
+        ids = {row.item_id for row in rows if row.kind == kind}
+        for pk, item, name in models.item.objects.filter(pk__in=ids).values_list("pk", "uuid", "name"):
+            found[kind, pk] = {"id": str(item), "name": name}
+    return {"items": found}
+
+
+def transfer_view(id: uuid.UUID) -> Any:  # noqa: A002 - the name in the address
+    """One transfer as the API shows it."""
+    found = _rows().filter(uuid=id).first()
+    if found is None:
+        raise Http404
+    return TransferView(found, context=_items([found])).data
+
+
+class Transfers(PagedView):
+    """The copying of items, planned, under way and ended."""
+
+    newest_first = True
+    filterset_class = TransferFilter
+
+    @operation("transfers_list", answer=TransferView(many=True))
+    def get(self, request: Request) -> Response:
+        """List transfers, newest first."""
+        return self.page(_rows(), TransferView, _items)
+
+
+class TransferOne(ServiceView):
+    """One transfer."""
+
+    @operation("transfers_get", answer=TransferView)
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Show a transfer."""
+        return Response(transfer_view(id))
+
+
+class TransferRetry(ServiceView):
+    """Try a failed transfer again."""
+
+    roles = {"POST": ActorRole.OPERATOR}
+
+    @operation("transfers_retry", status=202, answer=TransferView)
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Queue a failed transfer again; a child waits for its parent."""
+        rows = Transfer.objects.filter(uuid=id)
+        row = rows.first()
+        if row is None:
+            raise Http404
+        if not transfers.retry(actor=self.actor, transfers=rows, target=f"transfer:{id}"):
+            allowed = allowed_events(TRANSFER_TRANSITIONS, TransferState(row.state))
+            message = f"The transfer is {row.state}; only a failed one is tried again."
+            raise Conflict(message, remedy="Look at its state.", allowed=allowed)
+        return Response(transfer_view(id), status=202)

@@ -1,0 +1,35 @@
+"""What is stored where, as a Django app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+
+from stores.drivers import load
+
+
+class StoresConfig(AppConfig):
+    name = "stores"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        checks.register(check_store_drivers)
+
+
+def check_store_drivers(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:  # noqa: ARG001 - Django's signature
+    """Every driver of STORE_DRIVERS must load and go by the name it is registered under."""
+    found: list[checks.CheckMessage] = []
+    hint = "Correct STORE_DRIVERS in the settings: provider name -> dotted path of its driver class."
+    for name, path in settings.STORE_DRIVERS.items():
+        try:
+            driver = load(path)
+        except (ImportError, TypeError) as error:
+            found.append(checks.Error(f"The store driver {name} cannot be loaded: {error}", hint=hint, id="stores.E001"))
+            continue
+        if driver.name != name:
+            message = f"The store driver {path} is called {driver.name}, not {name}."
+            found.append(checks.Error(message, hint=hint, id="stores.E001"))
+    return found

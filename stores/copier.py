@@ -1,0 +1,485 @@
+"""Copies one item from driver to driver: one pass over the source, parts in parallel, hashing, resume, throttle, proof.
+
+Plain Python, no database: what must survive a crash goes through a `Journal`, and whoever runs the copy steers it through a
+`Control` from another thread. Memory is bounded by the engine's budget whatever the object's size, as long as one part fits it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+from cloudstorage.checkpoints import reach
+from stores.drivers.base import MiB, Part, Reader, Stored, StoreDriver, Upload
+from stores.drivers.errors import Corrupt, NotFound, SourceChanged, UploadGone
+from stores.states import Proof
+
+_BLOCK = MiB
+"""Read granularity while a limit is set, so that it and a pause bite within a part."""
+
+
+class SourceCorrupt(Corrupt):
+    """The source's own bytes are not those that were recorded; nothing was published."""
+
+
+class Stopped(Exception):
+    """The copy was told to stop (paused, cancelled, fenced, shutting down); what was sent stays for a resume."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileToCopy:
+    """One file of an item. `version` and `size` are what the source's row knows; empty/None where it knows nothing."""
+
+    source_key: str
+    target_key: str
+    size: int | None = None
+    version: str = ""
+    sha256: str = ""
+    perhaps_there: bool = False
+    """An earlier attempt may have written it and died before anybody knew."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedFile:
+    """A file whose copy is proven."""
+
+    source_key: str
+    target_key: str
+    size: int
+    sha256: str
+    etag: str
+    version: str
+    source_version: str
+    proof: Proof
+
+
+@dataclass(slots=True)
+class RecordedUpload:
+    """An upload of an earlier attempt: its parts' SHA-256 are compared with the source before they count."""
+
+    upload: Upload
+    source_version: str
+    parts: dict[int, tuple[Part, str]] = field(default_factory=dict)
+
+
+class Journal(Protocol):
+    """Remembers what a resume needs. Called from copying threads; all but `part_stored` return only when it is durable."""
+
+    def recorded(self, target_key: str) -> RecordedUpload | None: ...
+
+    def begun(self, file: FileToCopy, source_version: str, upload: Upload) -> None: ...
+
+    def part_stored(self, target_key: str, part: Part, sha256: str) -> None: ...
+
+    def completing(self, target_key: str) -> None: ...
+
+    def abandoned(self, target_key: str) -> None: ...
+
+
+class Throttle:
+    """A token bucket shared by all who read under one limit; the rate (bytes/s, None = no limit) may change at any time."""
+
+    def __init__(self, rate: float | None = None) -> None:
+        self._changed = threading.Condition()
+        self._rate = rate
+        self._next = time.monotonic()
+
+    @property
+    def rate(self) -> float | None:
+        return self._rate
+
+    def set_rate(self, rate: float | None) -> None:
+        with self._changed:
+            if rate != self._rate:
+                self._rate = rate
+                self._next = time.monotonic()
+                self._changed.notify_all()
+
+    def take(self, size: int, control: Control) -> None:
+        """Wait until `size` bytes may pass; wakes up for a changed rate and for a stop."""
+        with self._changed:
+            if self._rate is None:
+                return
+            now = time.monotonic()
+            start = max(self._next, now)
+            self._next = start + size / self._rate
+            while (delay := self._next - time.monotonic()) > 0 and self._rate is not None:
+                self._changed.wait(min(delay, 0.2))
+                control.check()
+
+
+class Control:
+    """How a running copy is steered and watched; one per item. `waiting_on` says at which end it is: source or target."""
+
+    def __init__(self, throttles: Sequence[Throttle] = ()) -> None:
+        self.throttles = tuple(throttles)
+        self.bytes_done = 0
+        self.progress_at = time.monotonic()
+        self.waiting_on = "source"
+        self.valid_until = math.inf
+        """By the monotonic clock: when the copy stops by itself, because nobody has said that it may go on."""
+        self._stop: str | None = None
+        self._lock = threading.Lock()
+
+    def stop(self, reason: str) -> None:
+        """Make the copy raise Stopped at its next step; the first reason stays."""
+        self._stop = self._stop or reason
+
+    @property
+    def stopped(self) -> str | None:
+        return self._stop
+
+    def check(self) -> None:
+        if time.monotonic() > self.valid_until:
+            self.stop("the lease could not be renewed in time")
+        if self._stop is not None:
+            raise Stopped(self._stop)
+
+    def progress(self, size: int) -> None:
+        with self._lock:
+            self.bytes_done += size
+            self.progress_at = time.monotonic()
+
+    def alive(self) -> None:
+        self.progress_at = time.monotonic()
+
+    @property
+    def limited(self) -> bool:
+        return any(throttle.rate is not None for throttle in self.throttles)
+
+    def pace(self, size: int) -> None:
+        self.check()
+        for throttle in self.throttles:
+            throttle.take(size, self)
+
+
+class _Budget:
+    """Bytes of part buffers under way; a part larger than all of it passes alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._used = 0
+        self._freed = threading.Condition()
+
+    def acquire(self, size: int, control: Control) -> None:
+        with self._freed:
+            while self._used and self._used + size > self._size:
+                self._freed.wait(0.2)
+                control.check()
+            self._used += size
+
+    def release(self, size: int) -> None:
+        with self._freed:
+            self._used -= size
+            self._freed.notify_all()
+
+
+class CopyEngine:
+    """The lanes and buffers that all copies of one process share."""
+
+    def __init__(self, *, lanes: int = 8, memory: int = 192 * MiB) -> None:
+        self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="part")
+        self._budget = _Budget(memory)
+        self._lanes = lanes
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def copy_item(
+        self,
+        source: StoreDriver,
+        target: StoreDriver,
+        files: Sequence[FileToCopy],
+        *,
+        metadata: Mapping[str, str],
+        token: str,
+        journal: Journal,
+        control: Control,
+    ) -> list[CopiedFile]:
+        """Copy every file and prove it; raises StoreError or Stopped, and then whatever was published is not promised to anyone.
+
+        The source is never changed. `token` names this attempt's debris on the target.
+        """
+        return [
+            self._copy_file(source, target, file, metadata=metadata, token=token, journal=journal, control=control)
+            for file in files
+        ]
+
+    def hash_object(self, driver: StoreDriver, key: str, control: Control) -> tuple[str, int]:
+        """(SHA-256 hex, size) of an object's content as its store gives it now."""
+        digest = hashlib.sha256()
+        with driver.open(key) as reader:
+            for offset in range(0, reader.size, 4 * MiB):
+                length = min(4 * MiB, reader.size - offset)
+                control.pace(length)
+                digest.update(reader.pread(offset, length))
+                control.alive()
+            return digest.hexdigest(), reader.size
+
+    # --- one file ------------------------------------------------------------------------------------------------------
+
+    def _copy_file(
+        self,
+        source: StoreDriver,
+        target: StoreDriver,
+        file: FileToCopy,
+        *,
+        metadata: Mapping[str, str],
+        token: str,
+        journal: Journal,
+        control: Control,
+    ) -> CopiedFile:
+        control.check()
+        control.waiting_on = "source"
+        with source.open(file.source_key) as reader:
+            version = reader.info.version
+            # Where the SHA-256 is known, it decides: a late worker may have written the same bytes anew.
+            renewed = file.version and version != file.version and not file.sha256
+            if renewed or (file.size is not None and reader.size != file.size):
+                raise SourceChanged(f"{file.source_key} is not what it was when it was scanned; scan its store again.")
+            part_size = target.part_size_for(reader.size)
+            if reader.size <= part_size:
+                sha256, stored = self._put(reader, target, file, metadata, token, control)
+            else:
+                sha256, stored = self._upload(reader, target, file, part_size, metadata, token, journal, control)
+        if stored.size != reader.size:
+            self._discard(target, file.target_key, control)
+            raise Corrupt(f"{file.target_key} has {stored.size} bytes on the store; {reader.size} were sent.")
+        proof = stored.proof or self._read_back(target, file.target_key, sha256, control)
+        return CopiedFile(
+            source_key=file.source_key,
+            target_key=file.target_key,
+            size=reader.size,
+            sha256=sha256,
+            etag=stored.etag,
+            version=stored.version,
+            source_version=version,
+            proof=proof,
+        )
+
+    def _put(
+        self, reader: Reader, target: StoreDriver, file: FileToCopy, metadata: Mapping[str, str], token: str, control: Control
+    ) -> tuple[str, Stored]:
+        self._budget.acquire(reader.size, control)
+        try:
+            data = self._read(reader, 0, reader.size, list(reader.extents()), control)
+            sha256 = hashlib.sha256(data).hexdigest()
+            self._unchanged(reader, file, sha256)
+            control.check()
+            control.waiting_on = "target"
+            stored = self._found_there(target, file, data, metadata)
+            if stored is None:
+                reach("copy.before-put")
+                stored = target.put(file.target_key, data, metadata=metadata, token=token)
+                reach("copy.put")
+            control.progress(len(data))
+            return sha256, stored
+        finally:
+            self._budget.release(reader.size)
+
+    @staticmethod
+    def _found_there(target: StoreDriver, file: FileToCopy, data: bytes, metadata: Mapping[str, str]) -> Stored | None:
+        """What an earlier attempt put there, if the store attests that it is this content under this identity."""
+        if not (file.perhaps_there and target.capabilities.etag_is_md5):
+            return None
+        try:
+            found = target.stat(file.target_key)
+        except NotFound:
+            return None
+        ours = {name: value for name, value in metadata.items() if value}.items() <= found.metadata.items()
+        same = ours and found.size == len(data) and found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return Stored(found.size, found.etag or "", found.version, Proof.ATTESTED) if same else None
+
+    def _upload(
+        self,
+        reader: Reader,
+        target: StoreDriver,
+        file: FileToCopy,
+        part_size: int,
+        metadata: Mapping[str, str],
+        token: str,
+        journal: Journal,
+        control: Control,
+    ) -> tuple[str, Stored]:
+        version = reader.info.version
+        control.waiting_on = "target"
+        recorded = self._resumable(target, file, version, journal)
+        if recorded is None:
+            reach("copy.before-begin")
+            upload = target.begin_upload(file.target_key, size=reader.size, part_size=part_size, metadata=metadata, token=token)
+            reach("copy.begun")
+            journal.begun(file, version, upload)
+            reach("copy.recorded")
+            recorded = RecordedUpload(upload, version)
+        upload = recorded.upload
+        try:
+            sha256, parts = self._send_parts(reader, target, recorded, journal, control, file)
+            self._unchanged(reader, file, sha256)
+            control.check()
+            journal.completing(file.target_key)
+            reach("copy.before-complete")
+            stored = target.complete_upload(upload, parts)
+        except (SourceChanged, SourceCorrupt, UploadGone):
+            self._abandon(target, upload, journal)
+            raise
+        reach("copy.completed")
+        return sha256, stored
+
+    @staticmethod
+    def _abandon(target: StoreDriver, upload: Upload, journal: Journal) -> None:
+        target.abort_upload(upload)
+        journal.abandoned(upload.key)
+
+    @classmethod
+    def _resumable(cls, target: StoreDriver, file: FileToCopy, version: str, journal: Journal) -> RecordedUpload | None:
+        recorded = journal.recorded(file.target_key)
+        if recorded is None:
+            return None
+        if recorded.source_version != version:
+            cls._abandon(target, recorded.upload, journal)
+            return None
+        try:
+            present = {part.number: part for part in target.list_parts(recorded.upload)}
+        except UploadGone:
+            if sum(part.size for part, _ in recorded.parts.values()) == recorded.upload.size:
+                return recorded  # perhaps completed, and only the answer or our row was lost: completing again tells
+            journal.abandoned(file.target_key)
+            return None
+        recorded.parts = {
+            number: (part, sha256)
+            for number, (part, sha256) in recorded.parts.items()
+            if number in present and present[number].etag == part.etag and present[number].size == part.size
+        }
+        return recorded
+
+    def _send_parts(
+        self,
+        reader: Reader,
+        target: StoreDriver,
+        recorded: RecordedUpload,
+        journal: Journal,
+        control: Control,
+        file: FileToCopy,
+    ) -> tuple[str, list[Part]]:
+        upload = recorded.upload
+        whole = hashlib.sha256()
+        extents = list(reader.extents())
+        done: dict[int, Part] = {}
+        pending: set[Future[Part]] = set()
+        try:
+            for number, offset in enumerate(range(0, reader.size, upload.part_size), start=1):
+                length = min(upload.part_size, reader.size - offset)
+                self._budget.acquire(length, control)
+                handed_over = False
+                try:
+                    control.waiting_on = "source"
+                    data = self._read(reader, offset, length, extents, control)
+                    control.waiting_on = "target"
+                    whole.update(data)
+                    if number in recorded.parts:
+                        part, sha256 = recorded.parts[number]
+                        if hashlib.sha256(data).hexdigest() != sha256:
+                            raise SourceChanged(f"{file.source_key} differs from what an earlier attempt read of it.")
+                        done[number] = part
+                        control.progress(length)
+                        continue
+                    pending.add(self._pool.submit(self._send, target, upload, number, offset, data, journal, control))
+                    handed_over = True
+                finally:
+                    if not handed_over:
+                        self._budget.release(length)
+                del data
+                pending = self._collect(pending, done, block=len(pending) >= self._lanes)
+            while pending:
+                pending = self._collect(pending, done, block=True)
+        except BaseException:
+            for future in pending:
+                future.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
+            wait(pending)
+            raise
+        return whole.hexdigest(), [done[number] for number in sorted(done)]
+
+    @staticmethod
+    def _collect(pending: set[Future[Part]], done: dict[int, Part], *, block: bool) -> set[Future[Part]]:
+        finished, waiting = wait(pending, timeout=None if block else 0, return_when=FIRST_COMPLETED)
+        for future in finished:
+            part = future.result()
+            done[part.number] = part
+        return waiting
+
+    def _send(
+        self, target: StoreDriver, upload: Upload, number: int, offset: int, data: bytes, journal: Journal, control: Control
+    ) -> Part:
+        try:
+            control.check()
+            sha256 = hashlib.sha256(data).hexdigest()
+            reach("copy.before-part")
+            part = target.put_part(upload, number, offset, data)
+            reach("copy.part")
+            journal.part_stored(upload.key, part, sha256)
+            control.progress(len(data))
+            return part
+        finally:
+            self._budget.release(len(data))
+
+    @staticmethod
+    def _read(reader: Reader, offset: int, length: int, extents: Sequence[tuple[int, int]], control: Control) -> bytes:
+        """The bytes at [offset, offset+length); holes are zeros that nobody reads."""
+        end = offset + length
+        pieces: list[bytes] = []
+        position = offset
+        first = max(0, bisect_right(extents, (offset, 0)) - 1)
+        for start, size in islice(extents, first, None):
+            if start >= end:
+                break
+            if start + size <= offset:
+                continue
+            start_here, stop_here = max(start, offset), min(start + size, end)
+            if start_here > position:
+                pieces.append(bytes(start_here - position))
+            position = start_here
+            while position < stop_here:
+                step = min(stop_here - position, _BLOCK if control.limited else length)
+                control.pace(step)
+                pieces.append(reader.pread(position, step))
+                control.alive()
+                position += step
+        if position < end:
+            control.check()
+            pieces.append(bytes(end - position))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @staticmethod
+    def _unchanged(reader: Reader, file: FileToCopy, sha256: str) -> None:
+        """Asked before anything is published: what lies at the target may be an earlier, right copy."""
+        try:
+            now = reader.current_version()
+        except NotFound:
+            raise SourceChanged(f"{file.source_key} was deleted while it was copied.") from None
+        if now != reader.info.version:
+            raise SourceChanged(f"{file.source_key} changed while it was copied.")
+        if file.sha256 and sha256 != file.sha256:
+            raise SourceCorrupt(
+                f"{file.source_key} no longer has the SHA-256 that was recorded for it: the source's bytes have changed."
+            )
+
+    def _read_back(self, target: StoreDriver, key: str, sha256: str, control: Control) -> Proof:
+        found, _ = self.hash_object(target, key, control)
+        if found != sha256:
+            self._discard(target, key, control)
+            raise Corrupt(f"{key} was read back from the store and differs from what was sent.")
+        return Proof.READ_BACK
+
+    @staticmethod
+    def _discard(target: StoreDriver, key: str, control: Control) -> None:
+        """Remove what was published but is wrong. Who lost the lease leaves it: another's ref may point to it by now."""
+        control.check()
+        target.delete(key)

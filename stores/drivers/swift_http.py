@@ -1,0 +1,438 @@
+"""Speaks HTTP to OpenStack Swift: signs in (auth v1, Keystone v3), keeps connections, and turns every answer into our errors.
+
+The only file that imports python-swiftclient and keystoneauth1. Requests go through swiftclient's transport but not through
+its helpers, because those follow redirects with the token, log the beginning of tokens, send whole bodies under the connect
+timeout and take no proxy after signing in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import requests
+import urllib3
+from keystoneauth1 import exceptions as keystone_errors
+from keystoneauth1.identity import v3
+from keystoneauth1.session import Session as KeystoneSession
+from swiftclient.client import HTTPConnection
+from swiftclient.exceptions import ClientException
+
+from stores.drivers.base import MiB
+from stores.drivers.errors import (
+    AccessDenied,
+    AlreadyExists,
+    Corrupt,
+    Full,
+    Misconfigured,
+    NotFound,
+    StoreError,
+    Throttled,
+    Unavailable,
+)
+
+IDLE_CONNECTIONS = 16
+ERROR_BODY = 64 * 1024
+SEND_BLOCK = MiB
+_TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+_TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, ClientException, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Where and as whom to sign in; timeouts in seconds."""
+
+    url: str
+    version: str
+    user: str
+    key: str = field(repr=False)
+    project: str = ""
+    user_domain: str = ""
+    project_domain: str = ""
+    region: str = ""
+    cabundle: str = ""
+    proxy: str = field(default="", repr=False)
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer, read to its end. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def etag(self) -> str:
+        """The entity tag without quotes; empty where the server sent none."""
+        return self.headers.get("etag", "").strip('"')
+
+    @property
+    def modified(self) -> datetime:
+        """When the object was written; raises Misconfigured when the server does not tell, as every Swift does."""
+        with contextlib.suppress(ValueError):
+            return datetime.fromtimestamp(float(self.headers.get("x-timestamp", "")), UTC)
+        try:
+            return parsedate_to_datetime(self.headers.get("last-modified", ""))
+        except ValueError:
+            raise Misconfigured("The server does not tell when an object was written: it is no Swift.", field="url") from None
+
+
+class _Body:
+    """Bytes as an iterable of blocks: one `sendall` of it all would have to end within a single socket timeout."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._view = memoryview(data).cast("B")
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for start in range(0, len(self._view), SEND_BLOCK):
+            yield self._view[start : start + SEND_BLOCK]
+
+
+class SwiftSession:
+    """A signed-in account for any number of threads of one process; nothing is opened before the first request."""
+
+    page_size = 0
+    """Names in a page of a listing; 0 leaves it to the server, which refuses a number above its own."""
+
+    def __init__(self, credentials: Credentials, check_url: Callable[[str], None]) -> None:
+        self.credentials = credentials
+        self._check_url = check_url
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        # Sockets and locks must not be shared with the process that we were forked from.
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._signing_in = threading.Lock()
+        self._idle: list[HTTPConnection] = []
+        self._account: tuple[str, str] | None = None
+        """Storage URL and token, once signed in."""
+        self._keystone: KeystoneSession | None = None
+
+    # --- requests ------------------------------------------------------------------------------------------------------
+
+    @property
+    def storage_url(self) -> str:
+        """The account's URL as the sign-in told it, allowed by the outbound policy."""
+        return self._sign_in()[0]
+
+    def request(
+        self,
+        method: str,
+        container: str = "",
+        name: str = "",
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | memoryview = b"",
+        allow: Collection[int] = (),
+        repeatable: bool = True,
+    ) -> Response:
+        """Send a request about the account, a container or an object; raises a StoreError for any failure status not in `allow`.
+
+        A `repeatable` request is sent once more when its connection broke, as kept ones do when the server closes them.
+        """
+        subject = repr(f"{container}/{name}" if name else container) if container else "the account"
+        signed_in_again = False
+        while True:
+            storage_url, token = self._sign_in()
+            parts = [urlsplit(storage_url).path.rstrip("/")]
+            parts += [quote(part, safe="/") for part in (container, name) if part]
+            path = "/".join(parts) + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+            sent = {**(headers or {}), "X-Auth-Token": token}
+            response = self._exchange(storage_url, method, path, sent, body, repeatable=repeatable)
+            if response.status == HTTPStatus.UNAUTHORIZED and not signed_in_again:
+                self._forget(token)
+                signed_in_again = True
+                continue
+            if response.status >= 300 and response.status not in allow:
+                raise error_of(response, f"{method} {subject}")
+            return response
+
+    def page(self, container: str, *, prefix: str, marker: str) -> Sequence[dict[str, Any]]:
+        """The next names behind `marker`, as many as the server gives; raises Misconfigured when there is no such container."""
+        query = {"format": "json", "prefix": prefix, "marker": marker, "limit": str(self.page_size or "")}
+        response = self.request("GET", container, query={name: value for name, value in query.items() if value}, allow=(404,))
+        if response.status == HTTPStatus.NOT_FOUND:
+            raise Misconfigured(f"The container {container!r} is not in this account.", field="container")
+        try:
+            entries: list[dict[str, Any]] = json.loads(response.body or b"[]")
+        except ValueError:
+            raise Misconfigured(f"The listing of {container!r} is not JSON: this is not Swift.", field="url") from None
+        return entries
+
+    def info(self) -> Response:
+        """The cluster's `/info`, whatever status it has; needs no token."""
+        storage = urlsplit(self.storage_url)
+        before_version = storage.path.split("/v1", 1)[0]
+        return self._exchange(self.storage_url, "GET", f"{before_version}/info", {})
+
+    def close(self) -> None:
+        """Close the idle connections; the session opens new ones when it is used again."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _exchange(
+        self,
+        url: str,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | memoryview = b"",
+        *,
+        repeatable: bool = True,
+    ) -> Response:
+        try:
+            return self._send(url, method, path, headers, body)
+        except _TRANSPORT_ERRORS as error:
+            if not repeatable or isinstance(error, _TIMEOUTS) or not isinstance(_broken(error, url), Unavailable):
+                raise _broken(error, url) from None
+        try:
+            return self._send(url, method, path, headers, body)
+        except _TRANSPORT_ERRORS as error:
+            raise _broken(error, url) from None
+
+    def _send(self, url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | memoryview) -> Response:
+        connection = self._take(url)
+        try:
+            answer = connection.request(method, path, _Body(body) if len(body) else b"", dict(headers))
+            content = answer.raw.read(None if answer.status_code < 300 else ERROR_BODY)
+            answer.close()
+        except BaseException:
+            connection.close()
+            raise
+        self._give_back(connection)
+        return Response(answer.status_code, _headers(answer.headers), content)
+
+    def _take(self, url: str) -> HTTPConnection:
+        if os.getpid() != self._pid:
+            self._start_afresh()
+        with self._lock:
+            for position, connection in enumerate(self._idle):
+                if url.startswith(connection.url):
+                    return self._idle.pop(position)
+        wanted = urlsplit(url)
+        own = self.credentials
+        connection = HTTPConnection(
+            f"{wanted.scheme}://{wanted.netloc}",
+            cacert=own.cabundle or None,
+            timeout=(own.connect_timeout, own.read_timeout),
+        )
+        # A redirect would carry the token to a host that the outbound policy never saw.
+        connection.requests_args["allow_redirects"] = False
+        connection.request_session.trust_env = False
+        if own.proxy:
+            # swiftclient's own parameter would use a proxy only for urls of the proxy's scheme.
+            connection.requests_args["proxies"] = {"http": own.proxy, "https": own.proxy}
+        return connection
+
+    def _give_back(self, connection: HTTPConnection) -> None:
+        with self._lock:
+            if len(self._idle) < IDLE_CONNECTIONS:
+                # The last used first: what idles longest is what the server closes.
+                self._idle.insert(0, connection)
+                return
+        connection.close()
+
+    # --- signing in ----------------------------------------------------------------------------------------------------
+
+    def _sign_in(self) -> tuple[str, str]:
+        if os.getpid() != self._pid:
+            self._start_afresh()
+        known = self._account
+        if known is None:
+            with self._signing_in:
+                known = self._account
+                if known is None:
+                    known = self._account = self._new_account()
+        return known
+
+    def _new_account(self) -> tuple[str, str]:
+        own = self.credentials
+        if own.cabundle and not Path(own.cabundle).is_file():
+            raise Misconfigured(f"The CA bundle {own.cabundle!r} is not a file here.", field="cabundle")
+        self._check_url(own.url)
+        if own.proxy:
+            proxy = urlsplit(own.proxy)
+            self._require_allowed(f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}", "The proxy", "proxy")
+        url, token = self._sign_in_v3() if own.version == "3" else self._sign_in_v1()
+        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
+            raise Misconfigured("The sign-in named no usable storage URL.", field="url")
+        self._require_allowed(url, "The storage URL that the sign-in named", "url")
+        return url, token
+
+    def _require_allowed(self, url: str, what: str, at_fault: str) -> None:
+        try:
+            self._check_url(url)
+        except Misconfigured as error:
+            raise Misconfigured(f"{what} is not allowed: {error}", field=at_fault) from None
+
+    def _forget(self, token: str) -> None:
+        with self._signing_in:
+            if self._account is not None and self._account[1] == token:
+                self._account = None
+                if self._keystone is not None:
+                    self._keystone.invalidate()
+
+    def _sign_in_v1(self) -> tuple[str, str]:
+        own = self.credentials
+        wanted = urlsplit(own.url)
+        path = wanted.path
+        response = self._exchange(own.url, "GET", path, {"X-Auth-User": own.user, "X-Auth-Key": own.key})
+        if response.status == HTTPStatus.UNAUTHORIZED:
+            raise _wrong_credentials(own.user)
+        if response.status in {400, 404, 405} or 300 <= response.status < 400:
+            raise Misconfigured(f"{own.url} is not an auth v1 address: it answered {response.status}.", field="url")
+        if response.status >= 300:
+            raise error_of(response, "the sign-in")
+        url = response.headers.get("x-storage-url", "")
+        token = response.headers.get("x-auth-token") or response.headers.get("x-storage-token", "")
+        if not url or not token:
+            raise Misconfigured(f"{own.url} is not an auth v1 address: its answer carries no storage URL.", field="url")
+        return url.rstrip("/"), token
+
+    def _sign_in_v3(self) -> tuple[str, str]:
+        own = self.credentials
+        try:
+            session = self._keystone or self._keystone_session()
+            token = session.get_token()
+            url = session.get_endpoint(
+                service_type="object-store", interface="public", region_name=own.region or None, skip_discovery=True
+            )
+        except (keystone_errors.Unauthorized, keystone_errors.AuthorizationFailure):
+            raise _wrong_credentials(own.user) from None
+        except keystone_errors.Forbidden:
+            raise AccessDenied("Keystone does not let this user into the project.", field="project") from None
+        except (keystone_errors.CatalogException, keystone_errors.EndpointNotFound):
+            url = None
+        except (keystone_errors.NotFound, keystone_errors.DiscoveryFailure, keystone_errors.MethodNotAllowed):
+            raise Misconfigured(f"{own.url} is not a Keystone v3 address.", field="url") from None
+        except keystone_errors.SSLError:
+            message = f"The TLS certificate of {urlsplit(own.url).netloc} is not accepted."
+            raise Misconfigured(message, field="cabundle") from None
+        except keystone_errors.HttpError as error:
+            status = int(error.http_status)
+            if status >= 500 or status == HTTPStatus.TOO_MANY_REQUESTS:
+                raise Unavailable(f"Keystone answered {status} to the sign-in.") from None
+            raise Misconfigured(f"Keystone answered {status} to the sign-in.", field="url") from None
+        except (keystone_errors.ClientException, requests.RequestException, OSError, ValueError) as error:
+            message = f"Keystone at {urlsplit(own.url).netloc} did not answer ({type(error).__name__})."
+            raise Unavailable(message) from None
+        if not url:
+            where = f"in region {own.region!r}" if own.region else "for this project"
+            raise Misconfigured(f"Keystone's catalogue has no object store {where}.", field="region")
+        self._keystone = session
+        return str(url).rstrip("/"), str(token)
+
+    def _keystone_session(self) -> KeystoneSession:
+        own = self.credentials
+        transport = requests.Session()
+        transport.trust_env = False
+        if own.proxy:
+            transport.proxies = {"http": own.proxy, "https": own.proxy}
+        auth = v3.Password(
+            auth_url=own.url,
+            username=own.user,
+            password=own.key,
+            user_domain_name=own.user_domain,
+            project_name=own.project,
+            project_domain_name=own.project_domain,
+        )
+        verify = own.cabundle or True
+        timeout = own.connect_timeout + own.read_timeout
+        return KeystoneSession(auth=auth, session=transport, verify=verify, timeout=timeout, redirect=False)
+
+
+def md5(data: bytes | memoryview) -> str:
+    """Swift's own checksum of objects, hex; it protects against accidents, not against forgers."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def listed_time(entry: Mapping[str, Any]) -> datetime:
+    """When the object of a listing's entry was written."""
+    return datetime.fromisoformat(str(entry["last_modified"])).replace(tzinfo=UTC)
+
+
+def _broken(error: Exception, url: str) -> StoreError:
+    host = urlsplit(url).netloc
+    if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
+        return Misconfigured(f"The TLS certificate of {host} is not accepted.", field="cabundle")
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidProxyURL | ClientException):
+        return Misconfigured(f"{host} cannot be asked: the address or the proxy is malformed.", field="url")
+    if isinstance(error, requests.exceptions.ProxyError):
+        return Unavailable(f"The proxy before {host} does not let us through.", field="proxy")
+    if isinstance(error, _TIMEOUTS):
+        return Unavailable(f"{host} did not answer in time.")
+    return Unavailable(f"The connection to {host} failed or broke off ({type(error).__name__}).")
+
+
+def _wrong_credentials(user: str) -> AccessDenied:
+    return AccessDenied(f"The user {user!r} or its key is not accepted.", field="key")
+
+
+def _headers(raw: Mapping[str, Any]) -> dict[str, str]:
+    # HTTP headers are Latin-1 on the wire; Swift means UTF-8.
+    return {name.lower(): str(value).encode("latin-1", "replace").decode("utf-8", "replace") for name, value in raw.items()}
+
+
+_ERRORS: Mapping[int, tuple[type[StoreError], str, str | None]] = {
+    401: (AccessDenied, "it does not accept the sign-in", "key"),
+    403: (AccessDenied, "the user may not do this", "username"),
+    404: (NotFound, "it is not there", None),
+    408: (Unavailable, "it did not get the request in time", None),
+    412: (AlreadyExists, "the name is taken", None),
+    413: (Full, "a quota is used up", None),
+    422: (Corrupt, "what arrived does not fit its checksum", None),
+    429: (Throttled, "it asks for fewer requests", None),
+    498: (Throttled, "it asks for fewer requests", None),
+    499: (Unavailable, "the connection broke off", None),
+    507: (Full, "the cluster has no space left", None),
+}
+
+
+def error_of(response: Response, what: str) -> StoreError:
+    """The error for a failure status. Bodies stay out of messages: they may repeat what was sent."""
+    status = response.status
+    retry_after = _retry_after(response.headers.get("retry-after", ""))
+    kind, meaning, field_at_fault = _ERRORS.get(status, (StoreError, "it refused the request", None))
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after is not None:
+        kind, meaning = Throttled, "it asks for fewer requests"
+    elif status >= 500 and status not in _ERRORS:
+        kind, meaning = Unavailable, "it cannot serve this now"
+    elif 300 <= status < 400:
+        kind, meaning, field_at_fault = Misconfigured, "it redirects elsewhere, which is not followed", "url"
+    message = f"Swift answered {status} to {what}: {meaning}."
+    if kind is Throttled:
+        return Throttled(message, retry_after=retry_after)
+    return kind(message, field=field_at_fault)
+
+
+def _retry_after(value: str) -> float | None:
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,179 @@
+"""`manage.py worker`: registers what this host reaches, supervises a queue cluster, and keeps the clock of all upkeep."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import threading
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+from django.conf import settings
+from django.db import close_old_connections, connections
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from cloudstorage import queue
+from cloudstorage.actors import Actor
+from cloudstorage.commands import ServiceCommand
+from stores.models import ImageStore, Worker, WorkerReach
+from stores.services import transfers
+from stores.services.image_stores import driver_for
+from stores.states import StoreState
+from stores.tasks import WORKER_ENV, register_worker
+from stores.worker import open_batches
+
+log = logging.getLogger(__name__)
+
+_REACH_SECONDS = 15.0
+_REACH_TIMEOUT = 10.0
+_SILENCE_SECONDS = 20.0
+"""Work waits and no queue process was seen for so long: the cluster is restarted, all of it."""
+
+
+class _Repeating:
+    """Runs a function every `period` seconds in a thread of its own; a run that hangs delays only itself."""
+
+    def __init__(self, name: str, period: float, function: Callable[[], None]) -> None:
+        self.name, self.period, self._function = name, period, function
+        self._thread: threading.Thread | None = None
+        self._next = 0.0
+
+    def start_if_due(self) -> None:
+        if time.monotonic() < self._next or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._next = time.monotonic() + self.period
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._function()
+        except Exception:
+            log.exception("%s failed; it runs again in %s s", self.name, self.period)
+        finally:
+            connections.close_all()
+
+
+class _Reach:
+    """Checks every store in a thread of its own, so that a hung mount is one row that says so and nothing else."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._checks: dict[int, tuple[threading.Thread, float]] = {}
+
+    def check_all(self) -> None:
+        for store in ImageStore.objects.filter(state=StoreState.ATTACHED, removed=None):
+            thread, started = self._checks.get(store.pk, (None, 0.0))
+            if thread is not None and thread.is_alive():
+                if time.monotonic() - started > _REACH_TIMEOUT:
+                    self._note(store.pk, f"no answer for {time.monotonic() - started:.0f} s")
+                continue
+            thread = threading.Thread(target=self._check, args=(store,), name=f"reach-{store.pk}", daemon=True)
+            self._checks[store.pk] = (thread, time.monotonic())
+            thread.start()
+
+    def _check(self, store: ImageStore) -> None:
+        try:
+            driver_for(store).check()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the store is not reached, and the row says why
+            self._note(store.pk, str(error))
+        else:
+            self._note(store.pk, "")
+        finally:
+            connections.close_all()
+
+    def _note(self, store_id: int, error: str) -> None:
+        WorkerReach.objects.update_or_create(
+            worker=self._worker,
+            store_id=store_id,
+            defaults={"ok": not error, "error": error[:1000], "checked_at": timezone.now()},
+        )
+
+
+class Command(ServiceCommand):
+    help = "Run transfers and upkeep on this host until stopped; several hosts may run one each on the same database."
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--until-idle", action="store_true", help="end when no transfer is left that this worker may take")
+
+    def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
+        worker = register_worker()
+        stopping = threading.Event()
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            stopping.set()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        reach = _Reach(worker)
+        reach.check_all()
+        ticks = [_Repeating(path, period, import_string(path)) for path, period in settings.WORKER_TICKS]
+        ticks.append(_Repeating("reach", _REACH_SECONDS, reach.check_all))
+        cluster = self._start(worker)
+        waiting_since: float | None = None
+        self.say(f"worker {worker} is running", {"worker": str(worker.uuid)})
+        try:
+            while not stopping.wait(1.0):
+                close_old_connections()
+                try:
+                    for tick in ticks:
+                        tick.start_if_due()
+                    waits, seen = self._look(worker)
+                except Exception:
+                    log.exception("the database did not answer; trying again")
+                    continue
+                if waits and not seen:
+                    waiting_since = waiting_since or time.monotonic()
+                    self._ring()
+                else:
+                    waiting_since = None
+                silent = waiting_since is not None and time.monotonic() - waiting_since > _SILENCE_SECONDS
+                if cluster.poll() is not None or silent:
+                    log.warning("the queue cluster %s; it is restarted", "is silent while work waits" if silent else "has ended")
+                    queue.kill_cluster(cluster)
+                    cluster = self._start(worker)
+                    waiting_since = None
+                if options["until_idle"] and not waits and not seen:
+                    break
+        finally:
+            self._stop(worker, cluster)
+        return None
+
+    @staticmethod
+    def _start(worker: Worker) -> subprocess.Popen[bytes]:
+        return queue.start_cluster({WORKER_ENV: str(worker.pk)})
+
+    @staticmethod
+    def _look(worker: Worker) -> tuple[bool, bool]:
+        """(work waits that this worker may take, one of our queue processes was seen at work just now)."""
+        now = timezone.now()
+        Worker.objects.filter(pk=worker.pk).update(heartbeat=now)
+        pumped = Worker.objects.values_list("pumped", flat=True).get(pk=worker.pk)
+        seen = pumped is not None and (now - pumped).total_seconds() < 5
+        return transfers.waits_for(worker.pk, open_batches=open_batches()), seen
+
+    @staticmethod
+    def _ring() -> None:
+        """Wake our processes, but never pile messages up behind busy or dead ones."""
+        if queue.pending() < settings.QUEUE_WORKERS:
+            for _ in range(settings.QUEUE_WORKERS):
+                queue.wake(transfers.PUMP)
+
+    @staticmethod
+    def _stop(worker: Worker, cluster: subprocess.Popen[bytes]) -> None:
+        """Let copies stop at their next part and give their transfers back, then end the cluster."""
+        try:
+            Worker.objects.filter(pk=worker.pk).update(stopped=timezone.now())
+            WorkerReach.objects.filter(worker=worker).delete()
+        finally:
+            cluster.terminate()
+            try:
+                cluster.wait(30)
+            except subprocess.TimeoutExpired:
+                log.warning("the queue cluster did not end in 30 s and is killed; its leases lapse by themselves")
+            queue.kill_cluster(cluster)

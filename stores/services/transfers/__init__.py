@@ -1,0 +1,43 @@
+"""The rows that are the work: which transfers there are, who runs them, and how they end. Callers use this package's names."""
+
+from stores.services.transfers.endings import (
+    cancel_live,
+    end_sweep,
+    errors_by_cause,
+    fail,
+    lease_for_sweep,
+    mark_unswept,
+    prove,
+    target_paths,
+)
+from stores.services.transfers.jobs import BACKGROUND, MAX_ATTEMPTS, ON_DEMAND, PUMP, READABLE, Job, install_path_on
+from stores.services.transfers.leases import Lease, claim, expire_leases, release, renew, waits_for
+from stores.services.transfers.planning import ensure, plan_batch, retry, unblock_ready
+
+__all__ = [
+    "BACKGROUND",
+    "MAX_ATTEMPTS",
+    "ON_DEMAND",
+    "PUMP",
+    "READABLE",
+    "Job",
+    "Lease",
+    "cancel_live",
+    "claim",
+    "end_sweep",
+    "ensure",
+    "errors_by_cause",
+    "expire_leases",
+    "fail",
+    "install_path_on",
+    "lease_for_sweep",
+    "mark_unswept",
+    "plan_batch",
+    "prove",
+    "release",
+    "renew",
+    "retry",
+    "target_paths",
+    "unblock_ready",
+    "waits_for",
+]

@@ -1,0 +1,284 @@
+"""How transfers end: proven in batches, failed with a cause and a remedy, cancelled; and what they leave is swept up."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Case, Count, F, Max, Min, Q, QuerySet, When
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from cloudstorage.checkpoints import reach
+from stores.copier import CopiedFile
+from stores.drivers.errors import StoreError, Unavailable
+from stores.manifest import manifest_sha256
+from stores.models import KINDS, Kind, StoreFile, StoreRef, Transfer, TransferBatch, TransferUpload
+from stores.services import holds
+from stores.services.inventory import keep_hidden
+from stores.services.transfers.jobs import MAX_ATTEMPTS, READABLE, Job, install_path_on, lease_end
+from stores.states import (
+    LIVE_TRANSFER_STATES,
+    REF_TRANSITIONS,
+    TRANSFER_TRANSITIONS,
+    Proof,
+    RefEvent,
+    RefState,
+    TransferEvent,
+    TransferState,
+    next_state,
+    sources,
+)
+
+
+def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]]) -> set[int]:
+    """Make the promises of proven copies true, many in one transaction; returns the transfers that were still ours.
+
+    Transfer Proven, target ref Ready with its files, the originals' count taken back, children freed.
+    """
+    results = {job.transfer.pk: (job, files) for job, files in finished}
+    reach("prove.before")
+    with transaction.atomic():
+        rows = Transfer.objects.select_for_update().filter(pk__in=results, state=TransferState.RUNNING).order_by("pk")
+        ours = [row for row in rows if row.epoch == results[row.pk][0].epoch]
+        by_kind: dict[Kind, list[Transfer]] = defaultdict(list)
+        for row in ours:
+            by_kind[Kind(row.kind)].append(row)
+        proven: list[Transfer] = []
+        for kind, group in by_kind.items():
+            proven += _prove_kind(kind, group, results)
+        now = timezone.now()
+        for row in proven:
+            row.state = next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.PROVE)
+            row.proof = _weakest(results[row.pk][1])
+            row.bytes_total = row.bytes_done = sum(file.size for file in results[row.pk][1])
+            row.finished_at = row.progress_at = now
+            row.worker, row.lease_until, row.swept = None, None, True
+            row.error = row.error_cause = row.remedy = ""
+        fields = ["state", "proof", "bytes_total", "bytes_done", "finished_at", "progress_at", "worker", "lease_until", "swept"]
+        Transfer.objects.bulk_update(proven, [*fields, "error", "error_cause", "remedy"])
+        ids = [row.pk for row in proven]
+        cancel_live(Transfer.objects.filter(pk__in=[row.pk for row in ours if row.pk not in ids]))  # its ref went another way
+        TransferUpload.objects.filter(transfer__in=ids).delete()
+        Transfer.objects.filter(parent__in=ids, state=TransferState.BLOCKED).update(
+            state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK)
+        )
+        reach("prove.before-commit")
+    reach("prove.committed")
+    return set(ids)
+
+
+def _weakest(files: Sequence[CopiedFile]) -> Proof:
+    """The proof of an item is that of its least proven file."""
+    order = [Proof.VERIFIED, Proof.ATTESTED, Proof.READ_BACK]
+    return min((file.proof for file in files), key=order.index)
+
+
+def _prove_kind(kind: Kind, group: Sequence[Transfer], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> list[Transfer]:
+    models = KINDS[kind]
+    now = timezone.now()
+    refs = models.ref.objects.select_for_update().in_bulk([row.target_ref_id for row in group])
+    ready: list[StoreRef] = []
+    files: list[StoreFile] = []
+    proven: list[Transfer] = []
+    for row in group:
+        ref = refs.get(row.target_ref_id)
+        if ref is None or ref.state not in {RefState.PROMISED, RefState.CREATING, *READABLE}:
+            continue
+        job, copied = results[row.pk]
+        if ref.state not in READABLE:  # else another transfer was faster, and its object has just been replaced by ours
+            ref.state = RefState.READY
+        ref.journalled = False
+        ref.install_path = job.target_path
+        ref.proof = _weakest(copied)
+        ref.sha256 = manifest_sha256(_relative_names(job, copied))
+        ref.size = ref.physical_size = sum(file.size for file in copied)
+        ref.proven_at = ref.updated = now
+        ref.error_str = ""
+        ref.update_count += 1
+        ready.append(ref)
+        files += _target_files(models.file, job, copied, ref)
+        proven.append(row)
+    fields = [
+        "state",
+        "install_path",
+        "proof",
+        "sha256",
+        "size",
+        "physical_size",
+        "proven_at",
+        "updated",
+        "error_str",
+        "update_count",
+        "journalled",
+    ]
+    models.ref.objects.bulk_update(ready, fields)
+    models.file.objects.filter(ref__in=[ref.pk for ref in ready]).delete()
+    models.file.objects.bulk_create(files)
+    item_ids = [row.item_id for row in proven]
+    keep_hidden(kind, item_ids)
+    holds.keep_promises(kind, item_ids)
+    return proven
+
+
+def _relative_names(job: Job, copied: Sequence[CopiedFile]) -> list[tuple[str, str]]:
+    if len(copied) == 1:
+        return [("", copied[0].sha256)]
+    prefix = len(job.target_path) + 1
+    return [(file.target_key[prefix:], file.sha256) for file in copied]
+
+
+def _target_files(model: Any, job: Job, copied: Sequence[CopiedFile], ref: StoreRef) -> list[StoreFile]:
+    known = {file.path: file for file in job.files}
+    rows = []
+    for file in copied:
+        source = known[file.source_key]
+        rows.append(
+            model(
+                ref_id=ref.pk,
+                path=file.target_key,
+                size=file.size,
+                version=file.version,
+                sha256=file.sha256,
+                etag=file.etag,
+                proof=file.proof,
+                format=source.format,
+                virtual_size=source.virtual_size,
+                backing=source.backing,
+                problem=source.problem,
+            )
+        )
+    return rows
+
+
+def fail(job: Job, error: Exception) -> None:
+    """Note the error; one that may pass is tried again later with growing pauses, another waits for a person."""
+    cause, retryable, remedy, wait = "unexpected", True, "Look into the worker's log; report it if it repeats.", 0.0
+    if isinstance(error, StoreError):
+        cause, retryable, remedy = error.cause, error.retryable, error.remedy
+        wait = getattr(error, "retry_after", None) or 0.0
+    # A server's words or an odd file name must not make the failure itself impossible to write down.
+    message = str(error).encode(errors="backslashreplace").decode().replace("\0", "")
+    attempts = job.transfer.attempts
+    # An outage is nobody's fault and ends by itself: it never uses up the attempts.
+    again = retryable and (attempts < MAX_ATTEMPTS or isinstance(error, Unavailable))
+    event = TransferEvent.RELEASE if again else TransferEvent.FAIL
+    pause = max(wait, min(600, 5 * 2 ** min(attempts, 10)) * random.uniform(0.5, 1.0)) if again else 0  # noqa: S311 - jitter, not a secret
+    with transaction.atomic():
+        changed = Transfer.objects.filter(pk=job.transfer.pk, epoch=job.epoch, state=TransferState.RUNNING).update(
+            state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, event),
+            worker=None,
+            lease_until=None,
+            next_attempt_at=Now() + timedelta(seconds=pause),
+            finished_at=None if again else Now(),
+            error_cause=cause,
+            error=message[:2000],
+            remedy=remedy,
+        )
+        if changed and not again:
+            fail_descendants([job.transfer.pk])
+            begun = KINDS[Kind(job.transfer.kind)].ref.objects.filter(pk=job.transfer.target_ref_id, state=RefState.CREATING)
+            back = next_state(REF_TRANSITIONS, RefState.CREATING, RefEvent.OPERATION_FAILED)
+            begun.update(state=back, error_str=message[:255], updated=Now())
+    reach("fail.committed")
+
+
+def fail_descendants(ids: list[int]) -> None:
+    """What is Blocked behind a failed parent fails with it, and says why; a retry of the batch brings all back."""
+    while ids:
+        children = list(Transfer.objects.filter(parent__in=ids, state=TransferState.BLOCKED).values_list("pk", flat=True))
+        fail_behind_parent(children)
+        ids = children
+
+
+def fail_behind_parent(ids: Collection[int]) -> None:
+    Transfer.objects.filter(pk__in=ids, state=TransferState.BLOCKED).update(
+        state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.FAIL),
+        error_cause="parent-failed",
+        error="The parent of this snapshot could not be copied, and a child is of no use without it.",
+        remedy="Mend the parent's failure; a retry takes the children along.",
+        finished_at=Now(),
+    )
+
+
+def cancel_live(transfers: QuerySet[Transfer]) -> int:
+    """Cancel what has not ended; a running copy notices at its next heartbeat, and the reaper removes what it left."""
+    cancellable = [*sources(TRANSFER_TRANSITIONS, TransferEvent.CANCEL)]
+    return transfers.filter(state__in=cancellable).update(
+        state=TransferState.CANCELLED,
+        finished_at=Now(),
+        worker=None,
+        lease_until=Case(When(state=TransferState.FAILED, then=F("lease_until")), default=None),  # the lease of a sweep
+    )
+
+
+def lease_for_sweep(transfer: Transfer) -> bool:
+    """Let nobody copy the item to that store while debris of this ended transfer is removed; false if that is not ours to do.
+
+    Without it, a copy that is asked for anew could be proven between the question whether anybody needs what lies there and
+    its removal. The lease outlives a retry of this very transfer, and lapses like any other.
+    """
+    free = Q(lease_until=None) | Q(lease_until__lt=Now())
+    ended = Transfer.objects.filter(free, pk=transfer.pk, state__in=[TransferState.CANCELLED, TransferState.FAILED])
+    return bool(ended.update(lease_until=lease_end()))
+
+
+def end_sweep(transfer: Transfer, *, clean: bool) -> None:
+    """Give the lease back; `clean`: nothing is left of what the transfer wrote."""
+    row = Transfer.objects.filter(pk=transfer.pk).exclude(state=TransferState.RUNNING)
+    with transaction.atomic():
+        if clean and row.filter(state=transfer.state, epoch=transfer.epoch).update(swept=True):
+            TransferUpload.objects.filter(transfer=transfer).delete()
+        row.update(lease_until=None)
+
+
+def target_paths(transfer: Transfer) -> tuple[str, bool]:
+    """(install path that an ended transfer wrote to, whether anybody may keep what lies there): a live transfer of the item to
+    the same place, a ref there that is Ready, or another item of the same path."""
+    models = KINDS[Kind(transfer.kind)]
+    there = {"item_id": transfer.item_id, "target": transfer.target, "kind": transfer.kind}
+    kept = (
+        Transfer.objects.filter(state__in=LIVE_TRANSFER_STATES, **there).exists()
+        or models.ref.objects.filter(store=transfer.target, item_id=transfer.item_id, state__in=READABLE).exists()
+    )
+    item = models.item.objects.get(pk=transfer.item_id)
+    source_path = models.ref.objects.values_list("install_path", flat=True).get(pk=transfer.source_ref_id)
+    path = install_path_on(item, source_path, transfer.target)
+    # A snapshot's name is its path, and free again when it is deleted: its namesake's bytes are not debris of this one.
+    living = models.ref.objects.filter(store=transfer.target, install_path=path).exclude(state=RefState.DESTROYED)
+    kept = kept or living.exclude(item_id=transfer.item_id).exists()
+    if transfer.kind == Kind.SNAPSHOT:
+        alike = {"account_id": item.account_id, "volume_upstream_id": item.volume_upstream_id, "path": item.path}
+        kept = kept or models.item.objects.filter(removed=None, **alike).exclude(pk=item.pk).exists()
+    return path, kept
+
+
+def mark_unswept(jobs: Iterable[Job]) -> None:
+    """A copy that ended after it was cancelled may have published just now: the reaper is to look again."""
+    ids = [job.transfer.pk for job in jobs]
+    Transfer.objects.filter(pk__in=ids, state__in=[TransferState.CANCELLED, TransferState.FAILED]).update(swept=False)
+
+
+def errors_by_cause(batch: TransferBatch) -> list[dict[str, object]]:
+    """Failures and pending retries of a batch grouped by cause: how many, one example, and what to do."""
+    rows = (
+        Transfer.objects.filter(batch=batch, state__in=[TransferState.FAILED, TransferState.QUEUED, TransferState.RUNNING])
+        .exclude(error_cause="")
+        .values("error_cause", "state")
+        .annotate(count=Count("pk"), example=Min("error"), remedy=Max("remedy"))
+        .order_by("-count")
+    )
+    return [
+        {
+            "cause": row["error_cause"],
+            "count": row["count"],
+            "failed": row["state"] == TransferState.FAILED,
+            "example": row["example"],
+            "remedy": row["remedy"],
+        }
+        for row in rows
+    ]

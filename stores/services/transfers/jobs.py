@@ -1,0 +1,74 @@
+"""What a transfer is to those who run it: the claimed job, where its item goes, and how hard it is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+
+from stores import layout
+from stores.models import ImageStore, Item, Kind, StoreFile, Transfer
+from stores.states import RefState
+
+ON_DEMAND, BACKGROUND = 0, 10
+MAX_ATTEMPTS = 5
+"""Attempts that an error which may pass gets before the transfer is Failed and waits for a person."""
+READABLE = (RefState.READY, RefState.HIDDEN)
+PUMP = "stores.tasks.pump"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A claimed transfer with all that its copy needs; no further query until it ends."""
+
+    transfer: Transfer
+    item: Item
+    source_path: str
+    """`install_path` of the source ref."""
+    target_path: str
+    """`install_path` that the target ref will have."""
+    files: tuple[StoreFile, ...]
+    epoch: int
+
+    @property
+    def token(self) -> str:
+        return f"{self.transfer.pk}-{self.epoch}"
+
+    def target_key(self, source_key: str) -> str:
+        return self.target_path + source_key[len(self.source_path) :]
+
+
+def install_path_on(item: Item, source_path: str, target: ImageStore) -> str:
+    """Where an item goes on `target`: upstream's layout is the same everywhere, but for a template's unique name in the keys of
+    an object store (reference: CloudStack's S3 plug-in)."""
+    if item.kind != Kind.TEMPLATE:
+        return source_path
+    unique_name = ""
+    if target.scope == "REGION":
+        wanted = item.unique_name.replace("/", "_")  # type: ignore[attr-defined]
+        unique_name = wanted if wanted.strip(".") else str(item.uuid)
+    return layout.install_path(Kind.TEMPLATE, item.account_id, item.upstream_id or 0, unique_name=unique_name)
+
+
+def chunks(rows: QuerySet[Any, Any], size: int) -> Iterable[list[Any]]:
+    chunk: list[Any] = []
+    for row in rows.iterator(chunk_size=size):
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def lease_end() -> Now:
+    return Now() + timedelta(seconds=settings.LEASE_SECONDS)  # type: ignore[return-value]
+
+
+def slices(ids: Sequence[int], size: int) -> Iterable[Sequence[int]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))

@@ -1,0 +1,199 @@
+"""Who runs a transfer: claimed by lease and epoch, renewed, given back, expired; every change is fenced by the epoch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db import transaction
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet
+from django.db.models.functions import Greatest, Now
+from django.utils import timezone
+
+from cloudstorage.checkpoints import reach
+from stores.models import KINDS, ImageStore, Kind, StoreFile, Transfer, TransferBatch
+from stores.services.transfers.endings import fail_descendants
+from stores.services.transfers.jobs import MAX_ATTEMPTS, ON_DEMAND, Job, install_path_on, lease_end
+from stores.states import TRANSFER_TRANSITIONS, StoreState, TransferEvent, TransferState, next_state
+
+
+def claim(worker_id: int, *, limit: int, avoid_stores: Collection[int] = (), open_batches: Collection[int] = ()) -> list[Job]:
+    """Take up to `limit` transfers that this worker reaches, on demand before background, parents before children.
+
+    `open_batches` are the batches whose window is open now. A fixed number of statements, whatever the rows.
+    """
+    if limit <= 0:
+        return []
+    with transaction.atomic():
+        allowance = _allowance(open_batches)
+        batches = [batch for batch, allowed in allowance.items() if allowed > 0]
+        queued = (
+            _claimable(worker_id, batches, avoid_stores)
+            .select_for_update(skip_locked=True, of=("self",))
+            .order_by("priority", "depth", "id")[:limit]
+        )
+        taken = _within(list(queued), allowance)
+        if not taken:
+            return []
+        now = timezone.now()
+        ids = [transfer.pk for transfer in taken]
+        Transfer.objects.filter(pk__in=ids).update(
+            state=next_state(TRANSFER_TRANSITIONS, TransferState.QUEUED, TransferEvent.CLAIM),
+            worker_id=worker_id,
+            lease_until=lease_end(),
+            epoch=F("epoch") + 1,
+            attempts=F("attempts") + 1,
+            bytes_done=0,
+            started_at=now,
+            progress_at=now,
+            swept=False,
+        )
+        jobs = _jobs(
+            list(
+                Transfer.objects.filter(pk__in=ids).select_related("source", "target", "batch").prefetch_related("uploads__parts")
+            )
+        )
+    reach("claim.committed")
+    return jobs
+
+
+def _claimable(worker_id: int, batches: Iterable[TransferBatch], avoid_stores: Collection[int] = ()) -> QuerySet[Transfer]:
+    reachable = {"reach__worker_id": worker_id, "reach__ok": True, "state": StoreState.ATTACHED}
+    stores = ImageStore.objects.filter(**reachable).exclude(pk__in=avoid_stores).values("pk")
+    may = Q(batch=None) | Q(priority=ON_DEMAND)
+    for batch in batches:
+        may |= Q(batch=batch, canary=True) if batch.only_canary else Q(batch=batch)
+    same = {"kind": OuterRef("kind"), "item_id": OuterRef("item_id"), "target": OuterRef("target")}
+    swept_now = Transfer.objects.filter(lease_until__gte=Now(), **same).exclude(state=TransferState.RUNNING)
+    return Transfer.objects.filter(
+        may, ~Exists(swept_now), state=TransferState.QUEUED, next_attempt_at__lte=Now(), source__in=stores, target__in=stores
+    )
+
+
+def waits_for(worker_id: int, *, open_batches: Collection[int]) -> bool:
+    """Whether a transfer waits that this worker may take."""
+    return _claimable(worker_id, TransferBatch.objects.filter(pk__in=open_batches, open=True)).exists()
+
+
+def _allowance(open_batches: Collection[int]) -> dict[TransferBatch, int]:
+    """How many more items each open batch may have under way; locks the batches against a simultaneous claim."""
+    batches = list(TransferBatch.objects.select_for_update().filter(pk__in=open_batches, open=True).order_by("pk"))
+    if not batches:
+        return {}
+    running = dict(
+        Transfer.objects.filter(batch__in=batches, state=TransferState.RUNNING)
+        .values_list("batch")
+        .annotate(n=Count("pk"))
+        .order_by()
+    )
+    return {batch: batch.concurrency - running.get(batch.pk, 0) for batch in batches}
+
+
+def _within(candidates: Sequence[Transfer], allowance: Mapping[TransferBatch, int]) -> list[Transfer]:
+    left = {batch.pk: allowed for batch, allowed in allowance.items()}
+    taken = []
+    for transfer in candidates:
+        if transfer.batch_id is not None and transfer.priority != ON_DEMAND:
+            if left[transfer.batch_id] <= 0:
+                continue
+            left[transfer.batch_id] -= 1
+        taken.append(transfer)
+    return taken
+
+
+def _jobs(transfers: Sequence[Transfer]) -> list[Job]:
+    jobs: list[Job] = []
+    by_kind: dict[Kind, list[Transfer]] = defaultdict(list)
+    for transfer in transfers:
+        by_kind[Kind(transfer.kind)].append(transfer)
+    for kind, group in by_kind.items():
+        models = KINDS[kind]
+        items = models.item.objects.in_bulk([transfer.item_id for transfer in group])
+        files: dict[int, list[StoreFile]] = defaultdict(list)
+        ref_ids = [transfer.source_ref_id for transfer in group]
+        paths = dict(models.ref.objects.filter(pk__in=ref_ids).values_list("pk", "install_path"))
+        for file in models.file.objects.filter(ref_id__in=ref_ids).order_by("ref_id", "path"):
+            files[file.ref_id].append(file)
+        for transfer in group:
+            item = items[transfer.item_id]
+            source_path = paths[transfer.source_ref_id]
+            target_path = install_path_on(item, source_path, transfer.target)
+            jobs.append(Job(transfer, item, source_path, target_path, tuple(files[transfer.source_ref_id]), transfer.epoch))
+    order = {transfer.pk: position for position, transfer in enumerate(transfers)}
+    return sorted(jobs, key=lambda job: (job.transfer.priority, job.transfer.depth, order[job.transfer.pk]))
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What a worker says of a transfer that it runs."""
+
+    transfer_id: int
+    epoch: int
+    bytes_done: int
+    progressed: bool
+    waiting_on: str
+
+
+def renew(leases: Sequence[Lease]) -> set[int]:
+    """Extend the leases and write down progress; returns the transfers that are still ours. Others are to stop at once."""
+    if not leases:
+        return set()
+    by_id = {lease.transfer_id: lease for lease in leases}
+    now = timezone.now()
+    with transaction.atomic():
+        rows = Transfer.objects.select_for_update().filter(pk__in=by_id, state=TransferState.RUNNING).order_by("pk")
+        ours = [row for row in rows if row.epoch == by_id[row.pk].epoch]
+        for row in ours:
+            lease = by_id[row.pk]
+            row.bytes_done = max(row.bytes_done, min(lease.bytes_done, row.bytes_total))
+            row.waiting_on = lease.waiting_on
+            if lease.progressed:
+                row.progress_at = now
+        Transfer.objects.bulk_update(ours, ["bytes_done", "progress_at", "waiting_on"])
+        kept = {row.pk for row in ours}
+        Transfer.objects.filter(pk__in=kept).update(lease_until=lease_end())
+    return kept
+
+
+def release(jobs: Sequence[Job], *, delay: float = 0) -> None:
+    """Give transfers back unharmed (pause, shutdown): Queued again, what was sent stays for a resume."""
+    for epoch, ids in _by_epoch(jobs).items():
+        Transfer.objects.filter(pk__in=ids, epoch=epoch, state=TransferState.RUNNING).update(
+            state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.RELEASE),
+            worker=None,
+            lease_until=None,
+            attempts=Greatest(F("attempts") - 1, 0),
+            next_attempt_at=Now() + timedelta(seconds=delay),
+        )
+
+
+def _by_epoch(jobs: Iterable[Job]) -> dict[int, list[int]]:
+    grouped: dict[int, list[int]] = defaultdict(list)
+    for job in jobs:
+        grouped[job.epoch].append(job.transfer.pk)
+    return grouped
+
+
+def expire_leases() -> int:
+    """Queue again what a dead or stopped worker had claimed; the next claim raises the epoch, so a late one changes nothing.
+
+    What took its worker along time and again fails instead, before it takes down every other copy with it.
+    """
+    lapsed = Transfer.objects.filter(state=TransferState.RUNNING, lease_until__lt=Now())
+    with transaction.atomic():
+        deadly = list(lapsed.filter(attempts__gte=MAX_ATTEMPTS).select_for_update().values_list("pk", flat=True))
+        Transfer.objects.filter(pk__in=deadly).update(
+            state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.FAIL),
+            worker=None,
+            lease_until=None,
+            finished_at=Now(),
+            error_cause="worker-lost",
+            error=f"{MAX_ATTEMPTS} workers in a row stopped answering while they copied it.",
+            remedy="Look into the workers' logs and the hosts' memory at that time, then retry.",
+        )
+        fail_descendants(deadly)
+    return len(deadly) + lapsed.update(
+        state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.RELEASE), worker=None, lease_until=None
+    )

@@ -1,0 +1,314 @@
+"""Which transfers there are: asked for at once, planned for every promise, tried again; chains behind their parents."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.audit import audited, record
+from cloudstorage.errors import Conflict, Missing
+from cloudstorage.queue import wake
+from stores.models import KINDS, ImageStore, Item, Kind, Transfer, TransferBatch
+from stores.services.inventory import readable_copies
+from stores.services.transfers.endings import cancel_live, fail_behind_parent, fail_descendants
+from stores.services.transfers.jobs import BACKGROUND, ON_DEMAND, PUMP, READABLE, chunks, slices
+from stores.states import (
+    LIVE_TRANSFER_STATES,
+    TRANSFER_TRANSITIONS,
+    RefState,
+    Role,
+    StoreState,
+    TransferEvent,
+    TransferState,
+    next_state,
+    sources,
+)
+
+
+def ensure(*, actor: Actor, kind: Kind, item: Item, store: ImageStore | None = None) -> Transfer | None:
+    """Ask for an item on `store` (default: the object store of the region) at once, its chain's parents first.
+
+    What a staging store lacks is brought to the object store first, then staged from there. Returns the item's transfer, or
+    None where it is Ready there already. A transfer that is already planned, or failed, goes ahead of the background, even of a
+    paused one. Raises Missing when nothing readable is left of it, Conflict when the store cannot take it.
+    """
+    with audited(actor, ActorRole.OPERATOR, "transfer.ensure", f"{kind}:{item.uuid}"):
+        store = store or _region_store()
+        chain = _chain_of(kind, item)
+        via = _attached_region_store() if store.role == Role.IMAGE_CACHE else None
+        before: Transfer | None = None
+        if via is not None and not _readable_on(kind, chain, store):
+            for link in chain:
+                before = _ensure_one(kind, link, via, before) or before
+        last: Transfer | None = None
+        for link in chain:
+            last = _ensure_one(kind, link, store, before, via)
+            before = last or before
+        record(actor, "transfer.ensure", f"{kind}:{item.uuid}", store=str(store.uuid), chain=len(chain))
+        wake(PUMP)
+        return last
+
+
+def _attached_region_store() -> ImageStore | None:
+    return ImageStore.objects.filter(role=Role.IMAGE, scope="REGION", state=StoreState.ATTACHED).order_by("id").first()
+
+
+def _readable_on(kind: Kind, chain: Sequence[Item], store: ImageStore) -> bool:
+    ids = [link.pk for link in chain]
+    return bool(KINDS[kind].ref.objects.filter(store=store, item_id__in=ids, state__in=READABLE).count() == len(ids))
+
+
+def _region_store() -> ImageStore:
+    store = _attached_region_store()
+    if store is None:
+        raise Conflict("The region has no object store.", remedy="Convert the region, or add an object store, first.")
+    return store
+
+
+def _chain_of(kind: Kind, item: Item) -> list[Item]:
+    chain = [item]
+    if kind == Kind.SNAPSHOT:
+        while (parent := chain[0].parent) is not None:  # type: ignore[attr-defined]
+            chain.insert(0, parent)
+    return chain
+
+
+def _ensure_one(
+    kind: Kind, item: Item, store: ImageStore, parent: Transfer | None, via: ImageStore | None = None
+) -> Transfer | None:
+    models = KINDS[kind]
+    if not models.item.objects.select_for_update(no_key=True).filter(pk=item.pk, removed=None).exists():
+        raise Missing(f"{item.name} was deleted.", remedy="Nothing to do.")
+    ref = models.ref.objects.filter(store=store, item_id=item.pk).exclude(state=RefState.DESTROYED).first()
+    if ref is not None and ref.state in READABLE:
+        return None
+    if (known := _hurry(kind, item, store, parent)) is not None:
+        return known
+    if ref is not None and ref.state not in {RefState.PROMISED, RefState.ALLOCATED, RefState.FAILED}:
+        raise Conflict(f"{item.name} is {ref.state} on {store.name}.", remedy="Wait until that has ended, then ask again.")
+    copies = readable_copies(kind, [item.pk])[item.pk]
+    copies = [copy for copy in copies if copy.store.pk != store.pk]
+    if not copies:
+        raise Missing(f"No readable copy of {item.name} is left on any store.", remedy="Scan the stores that should have it.")
+    if ref is None:
+        ref = models.ref.objects.create(store=store, item_id=item.pk, state=RefState.CREATING)
+    elif ref.state != RefState.PROMISED:
+        models.ref.objects.filter(pk=ref.pk).update(state=RefState.CREATING, updated=Now())
+    size = models.ref.objects.values_list("size", flat=True).get(pk=copies[0].ref_id)
+    if via is None:
+        source = models.ref.objects.get(pk=copies[0].ref_id)
+    else:
+        source = models.ref.objects.get(store=via, item_id=item.pk, state__in=[RefState.PROMISED, RefState.CREATING, *READABLE])
+    return Transfer.objects.create(
+        kind=kind,
+        item_id=item.pk,
+        source_id=source.store_id,
+        target=store,
+        source_ref_id=source.pk,
+        target_ref_id=ref.pk,
+        parent=parent,
+        depth=getattr(item, "depth", 0),
+        priority=ON_DEMAND,
+        state=TransferState.QUEUED if parent is None else TransferState.BLOCKED,
+        bytes_total=size,
+    )
+
+
+def _hurry(kind: Kind, item: Item, store: ImageStore, parent: Transfer | None) -> Transfer | None:
+    """Put the item's live transfer ahead, or take up its failed one again; None where it has neither."""
+    there = Transfer.objects.select_for_update().filter(kind=kind, item_id=item.pk, target=store)
+    live = there.filter(state__in=LIVE_TRANSFER_STATES).first()
+    if live is not None:
+        Transfer.objects.filter(pk=live.pk).update(priority=ON_DEMAND)
+        live.priority = ON_DEMAND
+        return live
+    failed = there.filter(state=TransferState.FAILED).order_by("-id").first()
+    if failed is None:
+        return None
+    event = TransferEvent.RETRY if parent is None else TransferEvent.RETRY_BEHIND_PARENT
+    failed.state = next_state(TRANSFER_TRANSITIONS, TransferState.FAILED, event)
+    failed.parent, failed.priority, failed.attempts, failed.finished_at = parent, ON_DEMAND, 0, None
+    failed.next_attempt_at = timezone.now()
+    failed.error = failed.error_cause = failed.remedy = ""
+    failed.save()
+    _begin_again(kind, [failed.target_ref_id])
+    return failed
+
+
+def _begin_again(kind: Kind, ref_ids: Collection[int]) -> None:
+    """Refs that a failed transfer had given back are being created again; promises stay promises."""
+    given_back = KINDS[kind].ref.objects.filter(pk__in=ref_ids, state__in=[RefState.ALLOCATED, RefState.FAILED])
+    given_back.update(state=RefState.CREATING, updated=Now())
+
+
+def plan_batch(batch: TransferBatch, target: ImageStore) -> int:
+    """Create a transfer for every promise on `target` that has none under way; returns how many.
+
+    Set-based, one pass per kind; a chain's members are Blocked behind their parent's transfer. The caller owns the transaction.
+    """
+    planned = 0
+    for kind, models in KINDS.items():
+        pending: list[Transfer] = []
+        promised = models.ref.objects.filter(store=target, state=RefState.PROMISED).exclude(
+            item_id__in=Transfer.objects.filter(kind=kind, target=target)
+            .filter(Q(state__in=LIVE_TRANSFER_STATES) | Q(state=TransferState.FAILED, batch=batch))
+            .values("item_id")
+        )
+        for chunk in chunks(promised.order_by("id").values_list("pk", "item_id"), 2000):
+            item_ids = [item_id for _, item_id in chunk]
+            copies = _source_refs(models.ref, item_ids, target)
+            depths: Mapping[int, int] = {}
+            if kind == Kind.SNAPSHOT:
+                depths = dict(models.item.objects.filter(pk__in=item_ids).values_list("pk", "depth"))
+            for ref_id, item_id in chunk:
+                source = copies.get(item_id)
+                if source is None:
+                    continue
+                depth = depths.get(item_id, 0)
+                pending.append(
+                    Transfer(
+                        kind=kind,
+                        item_id=item_id,
+                        source_id=source[1],
+                        target=target,
+                        source_ref_id=source[0],
+                        target_ref_id=ref_id,
+                        batch=batch,
+                        depth=depth,
+                        priority=BACKGROUND,
+                        state=TransferState.BLOCKED if depth else TransferState.QUEUED,
+                        bytes_total=source[2],
+                    )
+                )
+            Transfer.objects.bulk_create(pending, batch_size=500)
+            planned += len(pending)
+            pending.clear()
+    _link_parents(target)
+    return planned
+
+
+def _source_refs(ref_model: Any, item_ids: Collection[int], target: ImageStore) -> dict[int, tuple[int, int, int]]:
+    """Map item -> (ref, store, size) of a readable copy elsewhere, the oldest first."""
+    rows = (
+        ref_model.objects.filter(item_id__in=item_ids, state__in=READABLE, store__state=StoreState.ATTACHED)
+        .exclude(store=target)
+        .order_by("-id")
+        .values_list("item_id", "pk", "store_id", "size")
+    )
+    return {item_id: (ref_id, store_id, size) for item_id, ref_id, store_id, size in rows}
+
+
+def _link_parents(target: ImageStore) -> None:
+    """Point each Blocked transfer to its parent's; free those whose parent is on the target already."""
+    snapshots = KINDS[Kind.SNAPSHOT].item.objects
+    blocked = Transfer.objects.filter(kind=Kind.SNAPSHOT, target=target, state=TransferState.BLOCKED, parent=None)
+    for chunk in chunks(blocked.order_by("id").values_list("pk", "item_id"), 2000):
+        parent_of = dict(snapshots.filter(pk__in=[item for _, item in chunk]).values_list("pk", "parent_id"))
+        parents = set(parent_of.values())
+        live = dict(
+            Transfer.objects.filter(
+                kind=Kind.SNAPSHOT, target=target, item_id__in=parents, state__in=LIVE_TRANSFER_STATES
+            ).values_list("item_id", "pk")
+        )
+        linked = [Transfer(pk=pk, parent_id=live[parent_of[item]]) for pk, item in chunk if parent_of.get(item) in live]
+        Transfer.objects.bulk_update(linked, ["parent"], batch_size=500)
+        present = set(
+            KINDS[Kind.SNAPSHOT]
+            .ref.objects.filter(store=target, item_id__in=parents, state__in=READABLE)
+            .values_list("item_id", flat=True)
+        )
+        free = [pk for pk, item in chunk if parent_of.get(item) in present or parent_of.get(item) is None]
+        Transfer.objects.filter(pk__in=free, state=TransferState.BLOCKED).update(state=TransferState.QUEUED)
+        handled = {*free, *(row.pk for row in linked)}
+        fail_behind_parent([pk for pk, _ in chunk if pk not in handled])
+
+
+def unblock_ready() -> int:
+    """Free what is Blocked behind a parent that is proven: the net below `prove`, which does it at once. What waits for a
+    transfer that ended otherwise finds another of the parent, or fails with it."""
+    freed = Transfer.objects.filter(state=TransferState.BLOCKED, parent__state=TransferState.PROVEN).update(
+        state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK)
+    )
+    _unblock_orphans()
+    failed = Transfer.objects.filter(state=TransferState.FAILED, children__state=TransferState.BLOCKED)
+    fail_descendants(list(failed.values_list("pk", flat=True)))
+    return freed
+
+
+def _unblock_orphans() -> None:
+    orphans = Transfer.objects.filter(state=TransferState.BLOCKED)
+    orphans = orphans.filter(Q(parent=None) | Q(parent__state=TransferState.CANCELLED))
+    for target in ImageStore.objects.filter(pk__in=orphans.values("target")):
+        with transaction.atomic():
+            here = list(orphans.filter(target=target).values_list("pk", "kind"))
+            Transfer.objects.filter(pk__in=[pk for pk, _ in here], state=TransferState.BLOCKED).update(parent=None)
+            _link_parents(target)
+            fail_behind_parent([pk for pk, kind in here if kind != Kind.SNAPSHOT])
+
+
+def retry(*, actor: Actor, transfers: QuerySet[Transfer], target: str) -> int:
+    """Queue Failed transfers again (children wait for their parents); returns how many. Raises Denied.
+
+    Those whose item came to the target by another transfer, or is coming by one, are Cancelled instead.
+    """
+    with audited(actor, ActorRole.OPERATOR, "transfer.retry", target):
+        failed = transfers.filter(state__in=sources(TRANSFER_TRANSITIONS, TransferEvent.RETRY))
+        cancel_live(failed.filter(_superseded()))
+        ids = list(failed.values_list("pk", flat=True))
+        roots = Q(parent=None, depth=0) | Q(parent__state=TransferState.PROVEN)
+        common = {"attempts": 0, "next_attempt_at": Now(), "finished_at": None, "error": "", "error_cause": "", "remedy": ""}
+        for chunk in slices(ids, 500):
+            rows = Transfer.objects.filter(pk__in=chunk, state=TransferState.FAILED)
+            queued = list(rows.filter(roots).values_list("pk", flat=True))
+            behind = next_state(TRANSFER_TRANSITIONS, TransferState.FAILED, TransferEvent.RETRY_BEHIND_PARENT)
+            rows.exclude(pk__in=queued).update(state=behind, **common)
+            again = next_state(TRANSFER_TRANSITIONS, TransferState.FAILED, TransferEvent.RETRY)
+            rows.filter(pk__in=queued).update(state=again, **common)
+            _choose_other_sources(chunk)
+            for kind in KINDS:
+                again_here = Transfer.objects.filter(pk__in=chunk, kind=kind, state__in=LIVE_TRANSFER_STATES)
+                _begin_again(kind, list(again_here.values_list("target_ref_id", flat=True)))
+        _unblock_orphans()
+        record(actor, "transfer.retry", target, count=len(ids))
+        wake(PUMP)
+        return len(ids)
+
+
+def _choose_other_sources(ids: Sequence[int]) -> None:
+    """Where another zone's copy can be read, a retry takes that one: the first may be what failed."""
+    for kind, models in KINDS.items():
+        rows = list(Transfer.objects.filter(pk__in=ids, kind=kind, state__in=LIVE_TRANSFER_STATES))
+        copies = (
+            models.ref.objects.filter(item_id__in=[row.item_id for row in rows], state__in=READABLE)
+            .filter(store__state=StoreState.ATTACHED)
+            .order_by("pk")
+            .values_list("item_id", "store_id", "pk")
+        )
+        others: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for item_id, store_id, ref_id in copies:
+            others[item_id].append((store_id, ref_id))
+        changed = []
+        for row in rows:
+            usable = [copy for copy in others[row.item_id] if copy[0] not in {row.source_id, row.target_id}]
+            if usable:
+                row.source_id, row.source_ref_id = usable[0]
+                changed.append(row)
+        Transfer.objects.bulk_update(changed, ["source", "source_ref_id"], batch_size=500)
+
+
+def _superseded() -> Q:
+    same = {"kind": OuterRef("kind"), "item_id": OuterRef("item_id"), "target": OuterRef("target")}
+    query = Q(Exists(Transfer.objects.filter(state__in=LIVE_TRANSFER_STATES, **same)))
+    later = Transfer.objects.filter(state=TransferState.FAILED, pk__gt=OuterRef("pk"), batch=OuterRef("batch"), **same)
+    query |= Q(Exists(later))
+    for kind, models in KINDS.items():
+        there = models.ref.objects.filter(pk=OuterRef("target_ref_id"), state__in=READABLE)
+        query |= Q(Exists(there), kind=kind)
+    return query

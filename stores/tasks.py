@@ -1,0 +1,95 @@
+"""What the queue and the worker's clock call: each takes at most one integer, may run twice, and finds its work in the rows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+from django.conf import settings
+
+from cloudstorage.actors import cli_actor
+from stores import worker
+from stores.models import ImageStore, Worker, WorkerReach
+from stores.services import holds, items, journal, transfers
+from stores.services.image_stores import driver_for
+from stores.states import StoreState
+
+log = logging.getLogger(__name__)
+
+WORKER_ENV = "CLOUDSTORAGE_WORKER_ID"
+
+
+def register_worker() -> Worker:
+    """The row of this process as a worker."""
+    return Worker.objects.create(
+        hostname=socket.gethostname(), pid=os.getpid(), os_user=cli_actor().name.removeprefix("cli:"), version=settings.VERSION
+    )
+
+
+def pump(_number: int = 0) -> int:
+    """Run transfers until none is left that this worker may take; returns how many items were proven."""
+    worker_id = int(os.environ.get(WORKER_ENV, "0"))
+    if not worker_id:
+        log.error("a queue cluster was started without `manage.py worker`, which knows what this host reaches; nothing was done")
+        return 0
+
+    def stop() -> bool:
+        return Worker.objects.filter(pk=worker_id, stopped__isnull=False).exists()
+
+    return worker.Pump(worker_id, slots=settings.WORKER_SLOTS, stop=stop).run()
+
+
+def keep_house() -> None:
+    """What needs only the database: lapsed leases and holds, freed children, items that nobody finished."""
+    if expired := transfers.expire_leases():
+        log.warning("%s transfers were queued again: the lease of their worker had lapsed", expired)
+    transfers.unblock_ready()
+    holds.expire_holds()
+    items.give_up_unfinished()
+
+
+def _dark() -> set[int]:
+    """Stores that no worker reaches now: a hung export would keep the upkeep of all others waiting."""
+    reached = WorkerReach.objects.of_living_workers()
+    answering = reached.filter(ok=True).values("store")
+    return set(reached.filter(ok=False).exclude(store__in=answering).values_list("store_id", flat=True))
+
+
+def clean_up() -> None:
+    """Debris of ended transfers, and the bytes of deleted items."""
+    dark = _dark()
+    worker.sweep(avoid_stores=dark)
+    items.finish_deletes(avoid_stores=dark)
+
+
+def reap() -> None:
+    """Uploads that no row knows and what dead probes left, store by store; one that does not answer does not keep the others from
+    being looked at."""
+    for store in ImageStore.objects.filter(state=StoreState.ATTACHED, removed=None).exclude(pk__in=_dark()):
+        try:
+            worker.reap_uploads(store)
+            worker.reap_probes(store)
+        except Exception:
+            log.exception("abandoned uploads on %s could not be looked for", store.name)
+
+
+def purge_trash() -> None:
+    """Finally remove what was deleted from exports longer ago than the grace time."""
+    for store in ImageStore.objects.filter(state=StoreState.ATTACHED, removed=None).exclude(pk__in=_dark()):
+        try:
+            purged = driver_for(store).purge_trash(older_than=settings.TRASH_GRACE_SECONDS)
+        except Exception:
+            log.exception("the trash of %s could not be purged", store.name)
+        else:
+            if purged:
+                log.info("%s files were purged from the trash of %s", purged, store.name)
+
+
+def write_journals() -> None:
+    """Tell each object store what it holds, so that it can be understood without the database."""
+    for store in ImageStore.objects.filter(state=StoreState.ATTACHED, scope="REGION", removed=None):
+        try:
+            journal.write(store)
+        except Exception:
+            log.exception("the journal of %s could not be written; it is tried again", store.name)

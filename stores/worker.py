@@ -1,0 +1,539 @@
+"""Runs claimed transfers: one thread owns the database, the copies run beside it and never touch it.
+
+A `Pump` is what a queue task runs: it claims, starts a thread per item, renews leases, persists what a resume needs, steers
+(pause, limits, cancel) and ends items in batches. It stops by its own monotonic clock when it could not renew.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection, transaction
+from django.db.models import Count
+from django.utils import timezone
+
+from cloudstorage.checkpoints import reach
+from cloudstorage.models import Installation
+from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedUpload, Stopped, Throttle
+from stores.drivers.base import Part, StoreDriver, Upload
+from stores.drivers.errors import NotFound
+from stores.drivers.probe import PROBE_FOLDER
+from stores.models import ImageStore, Transfer, TransferBatch, TransferPart, TransferUpload, Worker
+from stores.services import items, transfers
+from stores.services.image_stores import driver_for
+from stores.services.inventory import identity_of
+from stores.services.transfers import Job, Lease
+from stores.services.windows import is_open
+from stores.states import StoreState, TransferState
+
+log = logging.getLogger(__name__)
+
+STUCK_SECONDS = 30.0
+"""Without any progress for so long, a copy is stuck: its slot is given to others and its store is not claimed for."""
+
+_STEER_SECONDS = 1.0
+_CLAIM_SECONDS = 0.5
+_IDLE_SECONDS = 0.3
+_PARTS_SECONDS = 5.0
+_MAX_STUCK = 32
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Job
+    control: Control
+    renewed: float
+    recorded: dict[str, RecordedUpload]
+    identity: dict[str, str]
+    reported: float = 0.0
+
+
+@dataclass(slots=True)
+class _Event:
+    """What a copying thread asks the database thread to make durable; `done` is set when it is."""
+
+    write: Callable[[], None]
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class _PumpJournal:
+    """The journal of one job: writes go through the pump's database thread."""
+
+    def __init__(self, pump: Pump, running: _Running) -> None:
+        self._pump = pump
+        self._running = running
+        self._upload_rows: dict[str, int] = {upload.key: upload.pk for upload in running.job.transfer.uploads.all()}
+        self._lock = threading.Lock()
+        self._parts: list[TransferPart] = []
+
+    def recorded(self, target_key: str) -> RecordedUpload | None:
+        return self._running.recorded.get(target_key)
+
+    def begun(self, file: FileToCopy, source_version: str, upload: Upload) -> None:
+        def write() -> None:
+            TransferUpload.objects.filter(transfer_id=self._running.job.transfer.pk, key=upload.key).delete()
+            row = TransferUpload.objects.create(
+                transfer_id=self._running.job.transfer.pk,
+                key=upload.key,
+                source_path=file.source_key,
+                source_version=source_version,
+                upload_id=upload.upload_id,
+                token=upload.token,
+                size=upload.size or 0,
+                part_size=upload.part_size,
+            )
+            self._upload_rows[upload.key] = row.pk
+
+        self._durable(lambda: self._while_ours(write))
+
+    def part_stored(self, target_key: str, part: Part, sha256: str) -> None:
+        with self._lock:
+            self._parts.append(
+                TransferPart(
+                    upload_id=self._upload_rows[target_key],
+                    number=part.number,
+                    offset=part.offset,
+                    size=part.size,
+                    sha256=sha256,
+                    etag=part.etag,
+                    digest=part.digest,
+                    verified=part.verified,
+                )
+            )
+
+    def completing(self, target_key: str) -> None:
+        self._durable(self.flush)
+
+    def abandoned(self, target_key: str) -> None:
+        def write() -> None:
+            TransferUpload.objects.filter(transfer_id=self._running.job.transfer.pk, key=target_key).delete()
+
+        self._running.recorded.pop(target_key, None)
+        self._forget_parts(target_key)
+        self._durable(lambda: self._while_ours(write))
+
+    def _forget_parts(self, target_key: str) -> None:
+        with self._lock:
+            self._parts = [part for part in self._parts if part.upload_id != self._upload_rows.get(target_key)]
+
+    def flush(self) -> None:
+        """Write the parts that gathered; called by the database thread."""
+        with self._lock:
+            parts, self._parts = self._parts, []
+        if not parts:
+            return
+
+        def write() -> None:
+            TransferPart.objects.bulk_create(
+                parts,
+                batch_size=500,
+                update_conflicts=True,
+                unique_fields=["upload", "number"],
+                update_fields=["offset", "size", "sha256", "etag", "digest", "verified"],
+            )
+
+        self._while_ours(write)
+
+    def _while_ours(self, write: Callable[[], None]) -> None:
+        """Write in one transaction if the lease is still ours; else nothing, and the copy stops."""
+        job = self._running.job
+        ours = Transfer.objects.filter(pk=job.transfer.pk, epoch=job.epoch, state=TransferState.RUNNING)
+        with transaction.atomic():
+            if ours.select_for_update().exists():
+                write()
+            else:
+                self._running.control.stop("the lease was lost")
+
+    def _durable(self, write: Callable[[], None]) -> None:
+        event = _Event(write)
+        self._pump.events.put(event)
+        while not event.done.wait(0.2):
+            self._running.control.check()
+        self._running.control.check()
+
+
+class Pump:
+    """Claims and runs transfers until none is left that this worker may take, or `stop` says so."""
+
+    def __init__(self, worker_id: int, *, slots: int, stop: Callable[[], bool] = lambda: False) -> None:
+        self.worker_id = worker_id
+        self.slots = slots
+        self.events: queue.Queue[_Event] = queue.Queue()
+        self._stop = stop
+        self._engine = CopyEngine()
+        self._running: dict[int, _Running] = {}
+        self._journals: dict[int, _PumpJournal] = {}
+        self._finished: list[tuple[Job, Sequence[CopiedFile]]] = []
+        self._ended: queue.Queue[tuple[Job, Sequence[CopiedFile] | Exception]] = queue.Queue()
+        self._throttles: dict[tuple[str, int], Throttle] = defaultdict(Throttle)
+        self._windows: dict[int, bool] = {}
+        self._cloud = Installation.get().uuid
+        self._next_steer = self._next_parts = self._next_claim = 0.0
+        self._idle_since: float | None = None
+        self._stopping = False
+        self._next_renewal = time.monotonic() + settings.HEARTBEAT_SECONDS
+
+    def run(self) -> int:
+        """Run until there is nothing to do; returns how many items were proven."""
+        proven = 0
+        try:
+            while True:
+                try:
+                    proven += self._turn()
+                except DatabaseError:
+                    if connection.in_atomic_block:
+                        raise  # a transaction of the caller's: nothing of ours could go on in it
+                    log.exception("the database did not answer; copies go on until their leases are half over")
+                    connection.close()
+                    self._stop_unrenewed()
+                    time.sleep(1)
+                    continue
+                if self._running or self._finished:
+                    self._idle_since = None
+                    continue
+                self._idle_since = self._idle_since or time.monotonic()
+                if self._stopping or time.monotonic() - self._idle_since > _IDLE_SECONDS:
+                    return proven
+        finally:
+            self._stop_all("the pump has ended")
+            self._engine.close()
+
+    def _turn(self) -> int:
+        """One round of everything that is due; returns how many items it proved."""
+        self._handle_events(0.0 if self._ended.qsize() else 0.05)
+        proven = self._end_items()
+        if proven:  # their children may be free now, and an idle pump would end before it looked
+            self._next_claim = 0.0
+        now = time.monotonic()
+        if now >= self._next_steer:
+            self._steer()
+            self._next_steer = now + _STEER_SECONDS
+        if now >= self._next_parts:
+            self._flush_parts()
+            self._next_parts = now + _PARTS_SECONDS
+        if now >= self._next_renewal:
+            self._renew()
+            self._next_renewal = now + settings.HEARTBEAT_SECONDS
+        if self._stopping:
+            self._stop_all("the worker is shutting down")
+        elif now >= self._next_claim:
+            claimed = self._claim()
+            self._next_claim = now + (0 if claimed or not self._running else _CLAIM_SECONDS)
+        return proven
+
+    # --- starting ------------------------------------------------------------------------------------------------------
+
+    def _claim(self) -> int:
+        stuck = [running for running in self._running.values() if self._is_stuck(running)]
+        if len(stuck) >= _MAX_STUCK:
+            return 0
+        free = self.slots - (len(self._running) - len(stuck))
+        if free < max(1, self.slots // 2):
+            return 0
+        avoid = {
+            running.job.transfer.source_id if running.control.waiting_on == "source" else running.job.transfer.target_id
+            for running in stuck
+        }
+        jobs = transfers.claim(self.worker_id, limit=free, avoid_stores=avoid, open_batches=open_batches())
+        for job in jobs:
+            self._start(job)
+        return len(jobs)
+
+    @staticmethod
+    def _is_stuck(running: _Running) -> bool:
+        return time.monotonic() - running.control.progress_at > STUCK_SECONDS and not running.control.limited
+
+    def _start(self, job: Job) -> None:
+        transfer = job.transfer
+        if transfer.pk in self._running:  # its lease was lost, and our own former copy of it has not ended yet
+            transfers.release([job], delay=settings.HEARTBEAT_SECONDS)
+            return
+        if not job.files:
+            transfers.fail(job, NotFound(f"Nothing of {job.item.name} is on {transfer.source.name} any more."))
+            return
+        throttles = [self._throttles["store", transfer.source_id]]
+        if transfer.batch_id is not None:
+            throttles.append(self._throttles["batch", transfer.batch_id])
+        recorded = {upload.key: _recorded(upload) for upload in transfer.uploads.all()}
+        running = _Running(job, Control(throttles), time.monotonic(), recorded, identity_of(job.item, self._cloud))
+        try:
+            source, target = driver_for(transfer.source), driver_for(transfer.target)
+        except Exception as error:  # noqa: BLE001 - whatever keeps a driver from being made fails the item, with its message
+            transfers.fail(job, error)
+            return
+        running.control.valid_until = running.renewed + settings.LEASE_SECONDS / 2
+        self._running[transfer.pk] = running
+        self._journals[transfer.pk] = journal = _PumpJournal(self, running)
+        threading.Thread(
+            target=self._copy, args=(running, source, target, journal), name=f"copy-{transfer.pk}", daemon=True
+        ).start()
+
+    def _copy(self, running: _Running, source: StoreDriver, target: StoreDriver, journal: _PumpJournal) -> None:
+        job = running.job
+        outcome: Sequence[CopiedFile] | Exception
+        try:
+            files = [
+                FileToCopy(file.path, job.target_key(file.path), file.size, file.version, file.sha256, job.epoch > 1)
+                for file in job.files
+            ]
+            outcome = self._engine.copy_item(
+                source,
+                target,
+                files,
+                metadata=running.identity,
+                token=job.token,
+                journal=journal,
+                control=running.control,
+            )
+        except Exception as error:  # noqa: BLE001 - every end of a copy is an outcome that the database thread writes down
+            outcome = error
+        self._ended.put((job, outcome))
+
+    # --- steering ------------------------------------------------------------------------------------------------------
+
+    def _handle_events(self, timeout: float) -> None:
+        try:
+            event = self.events.get(timeout=timeout) if timeout else self.events.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            event.write()
+        except DatabaseError:
+            self.events.put(event)
+            raise
+        event.done.set()
+
+    def _steer(self) -> None:
+        """Apply pauses, windows, cancellations and limits as the rows have them now."""
+        if not connection.in_atomic_block:
+            close_old_connections()
+        self._stopping = self._stop()
+        Worker.objects.filter(pk=self.worker_id).update(pumped=timezone.now())
+        if not self._running:
+            return
+        rows = {row.pk: row for row in Transfer.objects.filter(pk__in=self._running).select_related("batch", "source")}
+        busy = _busy({row.batch_id for row in rows.values()}, {row.source_id for row in rows.values()})
+        ours_batch: dict[int | None, int] = defaultdict(int)
+        ours_store: dict[int, int] = defaultdict(int)
+        for pk, running in self._running.items():
+            row = rows.get(pk)
+            if row is None or row.state != TransferState.RUNNING or row.epoch != running.job.epoch:
+                running.control.stop("cancelled or taken over")
+                continue
+            ours_batch[row.batch_id] += 1
+            ours_store[row.source_id] += 1
+            if row.batch is None or row.priority == transfers.ON_DEMAND:
+                continue
+            if not (row.batch.open and is_open(row.batch.window)):
+                running.control.stop("paused")
+            elif ours_batch[row.batch_id] > row.batch.concurrency:
+                running.control.stop("concurrency was lowered")
+        for row in rows.values():
+            if row.batch is not None:
+                share = ours_batch[row.batch_id] / max(1, busy.batches.get(row.batch_id, 1))
+                self._throttles["batch", row.batch.pk].set_rate(row.batch.bandwidth * share if row.batch.bandwidth else None)
+            share = ours_store[row.source_id] / max(1, busy.stores.get(row.source_id, 1))
+            limit = row.source.read_limit
+            self._throttles["store", row.source_id].set_rate(limit * share if limit else None)
+
+    def _renew(self) -> None:
+        started = time.monotonic()
+        leases = []
+        for pk, running in self._running.items():
+            progressed = running.control.progress_at > running.reported
+            running.reported = running.control.progress_at
+            leases.append(Lease(pk, running.job.epoch, running.control.bytes_done, progressed, running.control.waiting_on))
+        kept = transfers.renew(leases)
+        for pk, running in self._running.items():
+            if pk in kept:
+                running.renewed = started
+                running.control.valid_until = started + settings.LEASE_SECONDS / 2
+            else:
+                running.control.stop("the lease was lost")
+
+    def _stop_unrenewed(self) -> None:
+        """Stop by our own clock: past half a lease without a renewal somebody else may soon take over."""
+        for running in self._running.values():
+            if time.monotonic() - running.renewed > settings.LEASE_SECONDS / 2:
+                running.control.stop("the lease could not be renewed in time")
+
+    def _flush_parts(self) -> None:
+        for journal in self._journals.values():
+            journal.flush()
+
+    def _stop_all(self, reason: str) -> None:
+        for running in self._running.values():
+            running.control.stop(reason)
+
+    # --- ending --------------------------------------------------------------------------------------------------------
+
+    def _end_items(self) -> int:
+        released: list[Job] = []
+        while True:
+            try:
+                job, outcome = self._ended.get_nowait()
+            except queue.Empty:
+                break
+            running = self._running.pop(job.transfer.pk)
+            journal = self._journals.pop(job.transfer.pk)
+            late = time.monotonic() - running.renewed > settings.LEASE_SECONDS
+            if isinstance(outcome, Exception):
+                journal.flush()
+                if isinstance(outcome, Stopped):
+                    released.append(job)
+                else:
+                    log.warning("transfer %s failed: %s", job.transfer.pk, outcome, exc_info=_unexpected(outcome))
+                    transfers.fail(job, outcome)
+            elif late:
+                released.append(job)
+            else:
+                self._finished.append((job, outcome))
+        if released:
+            transfers.release(released)
+            transfers.mark_unswept(released)
+        if not self._finished or (self._running and len(self._finished) < self.slots // 2 and not self._due()):
+            return 0
+        proven = self._prove()
+        transfers.mark_unswept(job for job, _ in self._finished if job.transfer.pk not in proven)
+        self._finished = []
+        return len(proven)
+
+    def _prove(self) -> set[int]:
+        """Prove what finished in one transaction; where the rows do not take it, one by one, so that the bad one fails alone."""
+        try:
+            return transfers.prove(self._finished)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:
+            log.exception("a batch of %s copies could not be written down as proven; each is tried alone", len(self._finished))
+        proven: set[int] = set()
+        for job, files in self._finished:
+            try:
+                proven |= transfers.prove([(job, files)])
+            except (OperationalError, InterfaceError):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and told as its failure
+                transfers.fail(job, error)
+        return proven
+
+    def _due(self) -> bool:
+        """Nobody waits long for a proof: what finished is written at the next steer at the latest."""
+        return time.monotonic() >= self._next_steer
+
+
+def _unexpected(error: Exception) -> bool:
+    return not hasattr(error, "cause")
+
+
+@dataclass(frozen=True, slots=True)
+class _Busy:
+    batches: dict[int | None, int]
+    stores: dict[int, int]
+
+
+def _busy(batches: set[int | None], stores: set[int]) -> _Busy:
+    """Live leases over all workers, by batch and by source: what a limit is split over."""
+    running = Transfer.objects.filter(state=TransferState.RUNNING).order_by()
+    return _Busy(
+        dict(running.filter(batch__in=[pk for pk in batches if pk]).values_list("batch").annotate(n=Count("pk"))),
+        dict(running.filter(source__in=stores).values_list("source").annotate(n=Count("pk"))),
+    )
+
+
+def _recorded(row: TransferUpload) -> RecordedUpload:
+    upload = Upload(row.key, row.upload_id, row.size, row.part_size, row.token)
+    parts = {
+        part.number: (Part(part.number, part.offset, part.size, part.etag, part.digest, part.verified), part.sha256)
+        for part in row.parts.all()
+    }
+    return RecordedUpload(upload, row.source_version, parts)
+
+
+def open_batches() -> list[int]:
+    """The batches that may run now: open, and inside their window."""
+    return [batch.pk for batch in TransferBatch.objects.filter(open=True).order_by("pk") if is_open(batch.window)]
+
+
+# --- debris ----------------------------------------------------------------------------------------------------------------
+
+
+def sweep(*, limit: int = 100, avoid_stores: Collection[int] = ()) -> int:
+    """Remove what cancelled and failed transfers left on their targets: recorded uploads, and objects that no ref has.
+
+    Retried at the next tick when a store does not answer; returns how many transfers are clean now.
+    """
+    swept = 0
+    ended = Transfer.objects.filter(state__in=[TransferState.CANCELLED, TransferState.FAILED], swept=False)
+    ended = ended.filter(target__state=StoreState.ATTACHED).exclude(target__in=avoid_stores)
+    # In any order: what fails again and again does not keep the rest waiting.
+    for transfer in ended.order_by("?").select_related("target", "source").prefetch_related("uploads")[:limit]:
+        if not transfers.lease_for_sweep(transfer):
+            continue
+        clean = False
+        try:
+            clean = _sweep_one(transfer)
+        except Exception:
+            log.exception("debris of transfer %s could not be removed yet", transfer.pk)
+        finally:
+            transfers.end_sweep(transfer, clean=clean)
+        reach("sweep.committed")
+        swept += clean
+    return swept
+
+
+def _sweep_one(transfer: Transfer) -> bool:
+    """Whether nothing is left; gives up when the lease could lapse, for then somebody may copy to the same place."""
+    until = time.monotonic() + settings.LEASE_SECONDS / 2
+    driver = driver_for(transfer.target)
+    for row in transfer.uploads.all():
+        driver.abort_upload(Upload(row.key, row.upload_id, row.size, row.part_size, row.token))
+        reach("sweep.aborted")
+    path, kept = transfers.target_paths(transfer)
+    if not kept:
+        for found in list(driver.list(path)):
+            if time.monotonic() > until:
+                return False
+            if found.key == path or found.key.startswith(path + "/"):
+                driver.delete(found.key)
+                reach("sweep.deleted")
+    return True
+
+
+def reap_uploads(store: ImageStore) -> int:
+    """Abort uploads on `store` that no row records and that are older than two leases: their worker died between begin and
+    record, or the row is gone."""
+    driver = driver_for(store)
+    recorded = set(TransferUpload.objects.filter(transfer__target=store).values_list("upload_id", flat=True))
+    leases = set(Transfer.objects.filter(target=store, state=TransferState.RUNNING).values_list("pk", "epoch"))
+    live_tokens = {f"{pk}-{epoch}" for pk, epoch in leases}
+    reaped = 0
+    for pending in driver.pending_uploads():
+        if pending.upload_id in recorded or (pending.token and pending.token in live_tokens):
+            continue
+        if not _is_old(pending.started) or items.is_being_written(store, pending.key):
+            continue
+        driver.abort_upload(driver.as_upload(pending))
+        reaped += 1
+    return reaped
+
+
+def reap_probes(store: ImageStore) -> int:
+    """Remove what probes that died in the middle left on `store`; returns how many objects."""
+    driver = driver_for(store)
+    left = [info.key for info in driver.list(f"{PROBE_FOLDER}/") if _is_old(info.modified)]
+    for key in left:
+        driver.delete(key)
+    return len(left)
+
+
+def _is_old(moment: datetime) -> bool:
+    """Whether something was made longer ago than anybody who lives is silent."""
+    return bool(moment.timestamp() <= timezone.now().timestamp() - 2 * settings.LEASE_SECONDS)

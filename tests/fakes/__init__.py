@@ -1,0 +1,1 @@
+"""Image stores for tests that are no real servers."""

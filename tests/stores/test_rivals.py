@@ -1,0 +1,87 @@
+"""Two at once and sudden death: nobody waits for ever, nothing is done twice, and what is left half done is ended or undone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+
+import pytest
+
+from tests.servers.process import REPOSITORY
+
+pytestmark = [pytest.mark.live, pytest.mark.db]
+
+LIVES = {
+    "store.add.claimed": 0,
+    "store.add.saved": 0,
+    "item.begun": 0,
+    "upload.announced": 0,
+    "upload.begun": 0,
+    "item.before-commit": 0,
+    "item.finished": 1,
+    "delete.before-commit": 1,
+    "delete.requested": 0,
+    "delete.file": 0,
+    "delete.bytes-gone": 0,
+    "delete.written-off": 0,
+}
+"""Checkpoint -> items that are readable after a death there; everything else is to be gone without a trace."""
+
+
+def play(scenario: str, folder, database: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {
+        "DATABASE_URL": database,
+        "CLOUDSTORAGE_DATA_DIR": str(folder),
+        "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
+        "CLOUDSTORAGE_QUEUE_MUTED": "true",
+        "CLOUDSTORAGE_LOG_LEVEL": "WARNING",
+    }
+    command = [sys.executable, "-m", "tests.stores.rivals", scenario]
+    everything = os.environ | variables | environment
+    return subprocess.run(command, check=False, env=everything, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+
+
+def told(done: subprocess.CompletedProcess[str]):
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+def test_nothing_is_lost_or_done_twice_when_many_act_at_once(request, engine, tmp_path):
+    database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
+    if engine == "postgres":
+        database = request.getfixturevalue("postgres_server").create_database(f"rivals_{uuid.uuid4().hex[:8]}")
+    told(play("migrate", tmp_path, database))
+    done = play("rivals", tmp_path, database)
+    assert told(done) == {
+        "stores of one place": [1, 1],
+        "stores of one name": [1, 1],
+        "registered": [{"done": 4}, 16],
+        "holds": [{"done": 5}, 4, 0],
+        "deleted twice": {"done": 4, "Missing": 4},
+        "finished": [{"done": 3}, 0, 0],
+        "files left": [],
+    }, done.stderr[-5000:]
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory):
+    """An empty database to copy."""
+    folder = tmp_path_factory.mktemp("migrated")
+    told(play("migrate", folder, f"sqlite:///{folder / 'db.sqlite3'}"))
+    return folder / "db.sqlite3"
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("checkpoint", LIVES)
+def test_item_is_whole_or_gone_when_the_process_dies(checkpoint, migrated, tmp_path):
+    shutil.copy(migrated, tmp_path / "db.sqlite3")
+    database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
+    died = play("live", tmp_path, database, CLOUDSTORAGE_CRASH_AT=checkpoint)
+    assert died.returncode == -9, f"the checkpoint was never reached: {died.stdout}{died.stderr[-3000:]}"
+    after = told(play("recover", tmp_path, database))
+    assert after == {"readable": LIVES[checkpoint], "files": LIVES[checkpoint], "wrong counts": 0}
