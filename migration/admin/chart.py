@@ -1,0 +1,53 @@
+"""Draws a drain's history as numbers for an SVG: bytes proven, and copied on top of them, over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.utils import timezone
+
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 200, 8, 20, 22
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Points of the two areas in the SVG's own units, and what stands at the axes."""
+
+    proven: str
+    copied: str
+    top: int
+    """Bytes at the upper edge."""
+    begin: datetime
+    end: datetime
+    half: float
+    base: float
+
+
+def draw(samples: Sequence[Mapping[str, Any]], total: int) -> Chart | None:
+    """The chart of at least two samples, oldest first; None where there is nothing to draw."""
+    if len(samples) < 2:
+        return None
+    begin, end = samples[0]["at"], samples[-1]["at"]
+    seconds = (end - begin).total_seconds() or 1.0
+    top = max(total, *(sample["bytes_proven"] + sample["bytes_copied"] for sample in samples), 1)
+    base = HEIGHT - BOTTOM
+
+    def point(sample: Mapping[str, Any], count: int) -> str:
+        x = LEFT + (WIDTH - 2 * LEFT) * (sample["at"] - begin).total_seconds() / seconds
+        return f"{x:.1f},{base - (base - TOP) * count / top:.1f}"
+
+    proven = [point(sample, sample["bytes_proven"]) for sample in samples]
+    both = [point(sample, sample["bytes_proven"] + sample["bytes_copied"]) for sample in samples]
+    floor = f"{WIDTH - LEFT},{base} {LEFT},{base}"
+    return Chart(
+        proven=f"{' '.join(proven)} {floor}",
+        copied=f"{' '.join(both)} {floor}",
+        top=top,
+        begin=timezone.localtime(begin),
+        end=timezone.localtime(end),
+        half=TOP + (base - TOP) / 2,
+        base=base,
+    )

@@ -1,0 +1,103 @@
+"""Pages of verifications: start one, watch it, read what it found."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+
+from cloudstorage.actors import ActorRole
+from cloudstorage.console.forms import Field, filled, misplaced
+from cloudstorage.console.pages import actor_of, fragment, keyset, page, redirect, show
+from cloudstorage.errors import Invalid, ServiceError
+from migration import verify
+from migration.models import Verification
+from migration.states import VerificationState
+from stores.models import ImageStore
+from stores.services import region
+from stores.states import StoreState
+
+LIVE = (VerificationState.QUEUED, VerificationState.RUNNING)
+
+
+@page("migration/verifications/", "verification_list")
+def verifications(request: HttpRequest) -> HttpResponse:
+    """Newest first."""
+    rows = Verification.objects.select_related("store").defer(
+        "findings", "store__probe_steps", "store__facts", "store__scan_report"
+    )
+    return show(request, "console/verifications.html", title="Verifications", slice=keyset(request, rows, newest_first=True))
+
+
+@page("migration/verifications/new/", "verify", ActorRole.OPERATOR)
+def new(request: HttpRequest) -> HttpResponse:
+    """Choose a store, and how much of it to read again."""
+    stores = [
+        (str(store.uuid), store.name) for store in ImageStore.objects.filter(state=StoreState.ATTACHED).only("uuid", "name")[:200]
+    ]
+    modes = (
+        (Verification.CONTENT, "Content: read every byte again and hash it"),
+        (Verification.LISTING, "Listing: compare names and sizes with what is known"),
+    )
+    fields = [
+        Field("store", "Store", "", "choice", request.GET.get("store", ""), required=True, choices=stores),
+        Field("mode", "What to check", "", "choice", Verification.CONTENT, choices=modes),
+        Field(
+            "sample_percent",
+            "Sample",
+            "Percent of the items to read again; 100 for all. A listing is always whole.",
+            "integer",
+            "100",
+        ),
+    ]
+    error: ServiceError | None = None
+    if request.method == "POST":
+        try:
+            row = verify.verify(
+                actor=actor_of(request),
+                store=region.find_store(request.POST.get("store", "")),
+                mode=_mode(request.POST.get("mode", "")),
+                sample_percent=_percent(request.POST.get("sample_percent", "")),
+            )
+        except ServiceError as refused:
+            error = refused
+        else:
+            messages.success(request, "A worker takes it up as soon as it can.")
+            return redirect("console:verification", row.uuid)
+    return show(
+        request,
+        "console/form.html",
+        title="Verify a store",
+        status=error.status if error else 200,
+        fields=filled(fields, request.POST, error),
+        error=misplaced(fields, error),
+        intro="Proves again what is proven. Nothing is changed; what differs is reported.",
+        button="Start",
+        back=("console:verification_list",),
+    )
+
+
+def _mode(text: str) -> str:
+    if text not in {Verification.CONTENT, Verification.LISTING}:
+        raise Invalid("Choose what to check.", remedy="Content or listing.", field="mode")
+    return text
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise Invalid(f"{text!r} is not a percentage.", remedy="Write a number up to 100.", field="sample_percent") from None
+
+
+@page("migration/verifications/<uuid:number>/", "verification")
+def verification(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
+    """How far it is and what it found."""
+    row = Verification.objects.select_related("store").filter(uuid=number).first()
+    if row is None:
+        raise Http404
+    context = {"row": row, "running": row.state in LIVE, "findings": row.findings[:200]}
+    if "part" in request.GET:
+        return fragment(request, "console/verification_live.html", **context)
+    return show(request, "console/verification.html", title=f"Verification of {row.store.name}", **context)

@@ -1,0 +1,228 @@
+"""What the REST API shows of preflights, conversions, drains and verifications."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from cloudstorage.rest.views import Body, Serializer
+from migration.models import Conversion, Drain, Verification
+from migration.states import (
+    CONVERSION_TRANSITIONS,
+    DRAIN_TRANSITIONS,
+    ConversionState,
+    DrainState,
+    VerificationState,
+)
+from stores.api.serializers import DetailsField, Named
+from stores.states import allowed_events
+
+
+class PreflightView(Serializer):
+    """A preflight; `finished` is null until it has ended."""
+
+    id = serializers.UUIDField(source="uuid")
+    created = serializers.DateTimeField()
+    finished = serializers.DateTimeField(allow_null=True)
+    actor = serializers.CharField()
+    name = serializers.CharField(allow_blank=True)
+    provider = serializers.CharField()
+    url = serializers.CharField(allow_blank=True)
+    blockers = serializers.IntegerField()
+    warnings = serializers.IntegerField()
+    error = serializers.CharField(allow_blank=True, help_text="Why it ended without a report.")
+
+
+class PreflightDetailView(PreflightView):
+    """A preflight with its report."""
+
+    report = serializers.DictField(help_text="zones, findings, object_store, requests, time, not_checked; empty until it ended.")
+
+
+class ObjectStoreBody(Body):
+    """CloudStack's parameters of updateCloudToUseObjectStore."""
+
+    provider = serializers.CharField()
+    name = serializers.CharField(required=False, allow_blank=True, default="", help_text="Default: the url.")
+    url = serializers.CharField(required=False, allow_blank=True, default="")
+    details = DetailsField(required=False, default=dict, help_text="Options of the provider, see /providers; write-only.")
+
+
+class PreflightBody(ObjectStoreBody):
+    """A preflight to run."""
+
+    wait = serializers.BooleanField(required=False, default=False, help_text="Answer when it has ended (201), not at once (202).")
+
+
+class ConversionBody(Body):
+    """A conversion. With `preflight` alone, everything is as that preflight was given it."""
+
+    provider = serializers.CharField(required=False, allow_blank=True, default="")
+    name = serializers.CharField(required=False, allow_blank=True, default="")
+    url = serializers.CharField(required=False, allow_blank=True, default="")
+    details = DetailsField(required=False, default=dict, help_text="Options of the provider, see /providers; write-only.")
+    preflight = serializers.UUIDField(required=False, allow_null=True, default=None, help_text="Default: the newest that fits.")
+    override = serializers.ListField(
+        child=serializers.CharField(), required=False, default=list, help_text="Codes of blockers that are accepted."
+    )
+    dry_run = serializers.BooleanField(required=False, default=False, help_text="Answer with the plan (200); nothing is changed.")
+
+
+class FormerStoreView(Serializer):
+    """A store as it was before the conversion."""
+
+    store = Named()
+    former_role = serializers.CharField()
+    former_readonly = serializers.BooleanField()
+
+
+class ConversionView(Serializer):
+    """The switch of the region to an object store."""
+
+    id = serializers.UUIDField(source="uuid")
+    state = serializers.ChoiceField([state.value for state in ConversionState])
+    allowed = serializers.SerializerMethodField(help_text="Events possible in this state.")
+    object_store = Named()
+    preflight = serializers.UUIDField(source="preflight.uuid", allow_null=True, default=None)
+    actor = serializers.CharField()
+    converted_at = serializers.DateTimeField()
+    ended_at = serializers.DateTimeField(allow_null=True)
+    overrides = serializers.ListField(child=serializers.CharField())
+    counts = serializers.DictField(help_text="Promised and counted refs by kind, and the seconds that the transaction took.")
+    stores = FormerStoreView(many=True)
+
+    def get_allowed(self, conversion: Conversion) -> list[str]:
+        """What the state table allows."""
+        return list(allowed_events(CONVERSION_TRANSITIONS, ConversionState(conversion.state)))
+
+
+class DrainView(Serializer):
+    """Moving every item off the staging stores."""
+
+    id = serializers.UUIDField(source="uuid")
+    name = serializers.CharField(source="batch.name")
+    batch = serializers.UUIDField(source="batch.uuid", help_text="For /transfers?batch=…")
+    conversion = serializers.UUIDField(source="conversion.uuid")
+    object_store = Named(source="conversion.object_store")
+    state = serializers.ChoiceField([state.value for state in DrainState])
+    allowed_actions = serializers.SerializerMethodField(help_text="Events possible in this state.")
+    note = serializers.CharField(allow_blank=True, help_text="Why it is in this state.")
+    actor = serializers.CharField()
+    created = serializers.DateTimeField()
+    started_at = serializers.DateTimeField(allow_null=True)
+    finished_at = serializers.DateTimeField(allow_null=True)
+    canary_proven_at = serializers.DateTimeField(allow_null=True)
+    concurrency = serializers.IntegerField(source="batch.concurrency", help_text="Items under way at once.")
+    bandwidth = serializers.IntegerField(
+        source="batch.bandwidth", allow_null=True, help_text="Bytes per second; null = no limit."
+    )
+    window = serializers.CharField(source="batch.window", allow_blank=True, help_text="HH:MM-HH:MM; empty = always.")
+
+    def get_allowed_actions(self, drain: Drain) -> list[str]:
+        """What the state table allows."""
+        return list(allowed_events(DRAIN_TRANSITIONS, DrainState(drain.state)))
+
+
+class ErrorView(Serializer):
+    """Failures and pending retries of one cause."""
+
+    cause = serializers.CharField()
+    count = serializers.IntegerField()
+    failed = serializers.BooleanField(help_text="They wait for a person; else they are tried again by themselves.")
+    example = serializers.CharField()
+    remedy = serializers.CharField(allow_blank=True)
+
+
+class ProgressView(Serializer):
+    """How far a drain is. Bytes proven, copied (not proven yet) and remaining add up to total."""
+
+    items = serializers.DictField(child=serializers.IntegerField(), help_text="By state, and `total`.")
+    bytes = serializers.DictField(child=serializers.IntegerField(), help_text="total, proven, copied, remaining.")
+    percent = serializers.FloatField(help_text="Of the bytes, proven.")
+    rate = serializers.FloatField(help_text="Bytes per second over the last minute.")
+    eta_low = serializers.FloatField(allow_null=True, help_text="Seconds; null where nothing moves.")
+    eta_high = serializers.FloatField(allow_null=True)
+    bottleneck = serializers.CharField(allow_blank=True, help_text="What holds it up now.")
+    zones = serializers.ListField(child=serializers.DictField())
+    running = serializers.ListField(child=serializers.DictField(), help_text="Copies under way, the longest silent first.")
+    errors = ErrorView(many=True)  # type: ignore[assignment]
+
+
+class DrainDetailView(DrainView):
+    """A drain with its progress."""
+
+    progress = ProgressView()
+
+
+class SampleView(Serializer):
+    """A point of a drain's history."""
+
+    at = serializers.DateTimeField()
+    items_proven = serializers.IntegerField()
+    bytes_proven = serializers.IntegerField()
+    bytes_copied = serializers.IntegerField()
+    running = serializers.IntegerField()
+
+
+class DrainBody(Body):
+    """A drain to plan; nothing moves before it is started."""
+
+    conversion = serializers.UUIDField(required=False, allow_null=True, default=None, help_text="Default: the open one.")
+    name = serializers.CharField(required=False, allow_blank=True, default="")
+    concurrency = serializers.IntegerField(required=False, default=8)
+    bandwidth = serializers.IntegerField(required=False, allow_null=True, default=None, help_text="Bytes per second.")
+    window = serializers.CharField(required=False, allow_blank=True, default="")
+    canary_items = serializers.IntegerField(required=False, default=5, min_value=0)
+
+
+class LimitsBody(Body):
+    """Limits to change; what is left out stays. They bite within one part."""
+
+    concurrency = serializers.IntegerField(required=False)
+    bandwidth = serializers.IntegerField(required=False, allow_null=True)
+    window = serializers.CharField(required=False, allow_blank=True)
+    read_limits = serializers.DictField(
+        child=serializers.IntegerField(allow_null=True), required=False, help_text="Bytes per second by id of a source store."
+    )
+
+
+class VerifyBody(Body):
+    """A check of a store."""
+
+    sample_percent = serializers.FloatField(required=False, default=100)
+    mode = serializers.ChoiceField([Verification.CONTENT, Verification.LISTING], required=False, default=Verification.CONTENT)
+
+
+class VerificationView(Serializer):
+    """A check of what a store really has."""
+
+    id = serializers.UUIDField(source="uuid")
+    store = Named()
+    state = serializers.ChoiceField([state.value for state in VerificationState])
+    mode = serializers.ChoiceField([Verification.CONTENT, Verification.LISTING])
+    actor = serializers.CharField()
+    sample_percent = serializers.FloatField()
+    created = serializers.DateTimeField()
+    finished_at = serializers.DateTimeField(allow_null=True)
+    items_checked = serializers.IntegerField()
+    bytes_checked = serializers.IntegerField()
+    findings_count = serializers.IntegerField()
+
+
+class VerificationDetailView(VerificationView):
+    """A check with what it found."""
+
+    findings = serializers.ListField(child=serializers.DictField(), help_text="The first thousand.")
+
+
+class RetriedView(Serializer):
+    """How many are tried again."""
+
+    count = serializers.IntegerField()
+
+
+def progress_of(found: Any) -> dict[str, Any]:
+    """A `drain.Progress` as `ProgressView` takes it."""
+    names = ("items", "bytes", "percent", "rate", "eta_low", "eta_high", "bottleneck", "zones", "running", "errors")
+    return {name: getattr(found, name) for name in names}

@@ -1,0 +1,27 @@
+"""Addresses of conversions, drains and verifications below /api/v1/."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from migration.api import conversions, drains
+
+urlpatterns = [
+    path("preflights", conversions.Preflights.as_view()),
+    path("preflights/<uuid:id>", conversions.PreflightOne.as_view()),
+    path("conversions", conversions.Conversions.as_view()),
+    path("conversions/<uuid:id>", conversions.ConversionOne.as_view()),
+    path("drains", drains.Drains.as_view()),
+    path("drains/<uuid:id>", drains.DrainOne.as_view()),
+    path("drains/<uuid:id>/start", drains.DrainStart.as_view()),
+    path("drains/<uuid:id>/pause", drains.DrainPause.as_view()),
+    path("drains/<uuid:id>/resume", drains.DrainResume.as_view()),
+    path("drains/<uuid:id>/cancel", drains.DrainCancel.as_view()),
+    path("drains/<uuid:id>/retry", drains.DrainRetry.as_view()),
+    path("drains/<uuid:id>/limits", drains.DrainLimits.as_view()),
+    path("drains/<uuid:id>/history", drains.DrainHistory.as_view()),
+    path("drains/<uuid:id>/errors", drains.DrainErrors.as_view()),
+    path("verifications", drains.Verifications.as_view()),
+    path("verifications/<uuid:id>", drains.VerificationOne.as_view()),
+    path("stores/<uuid:id>/verify", drains.StoreVerify.as_view()),
+]

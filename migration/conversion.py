@@ -1,0 +1,470 @@
+"""Switches a region from NFS to an object store: a gate that asks everything first, then one transaction that writes it down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import EmptyResultSet
+from django.db import DatabaseError, IntegrityError, OperationalError, connection, models, transaction
+from django.db.models import Count, Exists, F, Max, OuterRef, QuerySet, Sum, Value
+from django.utils import timezone
+
+from cloudstorage import audit, checkpoints
+from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.errors import Blocked, Busy, Conflict
+from cloudstorage.models import Installation
+from migration.findings import READABLE, Finding, details_digest, fingerprint, known_findings, nfs_stores, reachable
+from migration.models import Conversion, ConversionStore, Preflight
+from migration.states import ConversionState
+from stores.models import KINDS, ImageStore, Kind, Template, TemplateStoreRef, TemplateZoneRef, Zone
+from stores.services import image_stores
+from stores.states import RefState, Role, StoreState
+
+ACTION = "conversion.convert"
+PreparedStore = tuple[ImageStore, Mapping[str, str]]
+OPEN_STATES = (ConversionState.CONVERTED, ConversionState.ROLLING_BACK)
+LOCK_SECONDS = 20
+"""How long the transaction tries to get what it locks before it gives up, with nothing changed."""
+LOCK_ATTEMPT = "500ms"
+"""Below PostgreSQL's `deadlock_timeout` of 1 s."""
+LOCK_PAUSE = 0.1
+LOCK_NOT_AVAILABLE = "55P03"
+WORK_MEMORY = "128MB"
+"""For grouping a million refs without files on disk."""
+
+PREFLIGHT_CODES = {
+    "preflight-absent": "no preflight of this object store has ended",
+    "preflight-old": "the newest preflight is too old",
+    "preflight-stale": "stores or blockers have changed since the preflight",
+}
+"""May be overridden: the gate itself asks again for every blocker that may not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertPlan:
+    """What a conversion would change, exactly, as the rows are now."""
+
+    object_store: dict[str, str]
+    """name, provider, url"""
+    zones: list[dict[str, Any]]
+    """zone, stores [{name, uuid, role_from, role_to, refs {kind: {count, bytes}}}], template_refs_added"""
+    promised: dict[str, int]
+    """Refs added on the object store, by kind: one for each item."""
+    counted: dict[str, int]
+    """NFS refs whose ref count rises by one, by kind."""
+    templates_made_region_wide: int
+    preflight: str | None
+    overridden: list[str]
+    findings: list[dict[str, Any]]
+    """Of the preflight and the gate, so that the one who decides reads them once more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """What the gate let through."""
+
+    name: str
+    provider: str
+    url: str
+    details: dict[str, str]
+    stores: list[ImageStore]
+    preflight: Preflight | None
+    overridden: list[str]
+    findings: list[Finding]
+
+
+def open_conversion() -> Conversion | None:
+    """The conversion that is neither committed nor rolled back, if there is one."""
+    return Conversion.objects.select_related("object_store").filter(state__in=OPEN_STATES).first()
+
+
+def pinned_store_ids() -> set[int]:
+    """Stores whose refs are originals: nothing on them may be evicted while their conversion is open."""
+    return set(ConversionStore.objects.filter(conversion__state__in=OPEN_STATES).values_list("store_id", flat=True))
+
+
+def update_cloud_to_use_object_store(
+    *, actor: Actor, provider: str, name: str = "", url: str = "", details: Mapping[str, str] | None = None, **options: Any
+) -> Conversion | ConvertPlan:
+    """`convert` under CloudStack's parameters, of which only the provider is required; the name defaults to the url."""
+    return convert(actor=actor, name=name or url, url=url, provider=provider, details=details or {}, **options)
+
+
+def convert(
+    *,
+    actor: Actor,
+    name: str,
+    url: str,
+    provider: str,
+    details: Mapping[str, str],
+    preflight: Preflight | None = None,
+    override: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Conversion | ConvertPlan:
+    """Add an object store and make every NFS store of record a staging store, in one transaction.
+
+    `preflight` defaults to the newest one of this object store. `override` names codes of blockers that are accepted, and
+    `preflight-absent`, `preflight-old` or `preflight-stale`. With `dry_run` everything is asked and nothing written.
+
+    Raises Invalid (a parameter), Conflict (a conversion is open, the preflight does not fit), Blocked (with findings or probe
+    steps), Busy (somebody converts at this moment). In every one of these nothing was changed but, at most, the ownership
+    marker on the object store, which the next attempt takes up.
+    """
+    with audit.refusals_noted(actor, ActorRole.STORAGE_ADMIN, ACTION, name or url or provider):
+        gate = _pass_gate(name, url, provider, details, preflight, override)
+        if dry_run:
+            steps = image_stores.test_store(actor=actor, provider=provider, url=gate.url, details=gate.details, zone=None)
+            image_stores.refuse_blockers(steps, gate.url or provider)
+            return _plan(gate)
+        prepared = image_stores.prepare_store(
+            name=name, provider=provider, url=gate.url, details=gate.details, zone=None, role=Role.IMAGE
+        )
+        checkpoints.reach("convert.claimed")
+        return _switch(actor, gate, prepared)
+
+
+# --- the gate: everything that can refuse, outside any transaction -------------------------------------------------------
+
+
+def _pass_gate(
+    name: str,
+    url: str,
+    provider: str,
+    details: Mapping[str, str],
+    preflight: Preflight | None,
+    override: Sequence[str],
+) -> _Gate:
+    _refuse_second()
+    clean_url, clean = image_stores.check_new_store(
+        name=name, provider=provider, url=url, details=details, zone=None, converting=True
+    )
+    stores = nfs_stores()
+    accepted = list(dict.fromkeys(override))
+    report, findings = _accept_preflight(preflight, details_digest(provider, clean_url, clean), stores, accepted)
+    _insist(known_findings(stores), accepted)
+    _insist([found for store in stores if (found := reachable(store))], accepted)
+    return _Gate(name, provider, clean_url, clean, stores, report, accepted, findings)
+
+
+def _refuse_second() -> None:
+    if (found := open_conversion()) is not None:
+        raise Conflict(
+            f"The region was converted to {found.object_store.name} on {found.converted_at:%Y-%m-%d %H:%M} and that conversion"
+            f" ({found.uuid}) is still {found.state}.",
+            remedy="Commit it or roll it back before converting again.",
+            field="name",
+        )
+
+
+def _accept_preflight(
+    given: Preflight | None, digest: str, stores: list[ImageStore], accepted: list[str]
+) -> tuple[Preflight | None, list[Finding]]:
+    found = given or Preflight.objects.filter(details_digest=digest, finished__isnull=False, error="").first()
+    if found is None:
+        _insist([_unfit("preflight-absent", "No preflight of this object store has ended.")], accepted)
+        return None, []
+    if found.details_digest != digest:
+        message = f"The preflight {found.uuid} is of another object store ({found.provider} {found.url})."
+        raise Conflict(message, remedy="Run a preflight with the same provider, url and details.", field="preflight")
+    if found.finished is None or found.error:
+        message = f"The preflight {found.uuid} has no report: {found.error or 'it has not ended yet'}"
+        raise Conflict(message, remedy="Wait for it, or run another one.", field="preflight")
+    age = timezone.now() - found.created
+    if age > timedelta(seconds=settings.PREFLIGHT_MAX_AGE_SECONDS):
+        hours = age.total_seconds() / 3600
+        _insist([_unfit("preflight-old", f"The preflight {found.uuid} is {hours:.0f} hours old.")], accepted)
+    if found.fingerprint != fingerprint(stores):
+        message = f"Stores, zones or blockers have changed since the preflight {found.uuid}; its report no longer holds."
+        _insist([_unfit("preflight-stale", message)], accepted)
+    findings = [Finding(**(entry | {"examples": tuple(entry.get("examples", ()))})) for entry in found.report["findings"]]
+    _insist(findings, accepted)
+    return found, findings
+
+
+def _unfit(code: str, message: str) -> Finding:
+    return Finding(code, "blocker", message, "Run the preflight for this object store, read it, then convert.", overridable=True)
+
+
+def _insist(findings: Sequence[Finding], accepted: Sequence[str]) -> None:
+    """Raise Blocked unless every blocker is overridable and its code accepted."""
+    hard = [found for found in findings if found.severity == "blocker" and not (found.overridable and found.code in accepted)]
+    if not hard:
+        return
+    first = hard[0]
+    remedy = first.remedy
+    if all(found.overridable for found in hard):
+        remedy += f" To accept this as it is, override: {', '.join(sorted({found.code for found in hard}))}."
+    field = "preflight" if first.code in PREFLIGHT_CODES else "override" if first.code in accepted else "stores"
+    more = f" ({len(hard) - 1} more blockers)" if len(hard) > 1 else ""
+    raise Blocked(f"{first.message}{more}", remedy=remedy, field=field, findings=hard)
+
+
+# --- the plan ------------------------------------------------------------------------------------------------------------
+
+
+def _plan(gate: _Gate) -> ConvertPlan:
+    refs: dict[int, dict[str, dict[str, int]]] = {store.pk: {} for store in gate.stores}
+    promised: dict[str, int] = {}
+    counted: dict[str, int] = {}
+    for kind in KINDS:
+        readable = _readable(kind, gate.stores)
+        for store_id, count, size in readable.values_list("store_id").annotate(Count("id"), Sum("size")):
+            refs[store_id][kind] = {"count": count, "bytes": size}
+        counted[kind] = sum(entry.get(kind, {"count": 0})["count"] for entry in refs.values())
+        promised[kind] = readable.aggregate(items=Count("item_id", distinct=True))["items"]
+    zones = []
+    templates = _readable(Kind.TEMPLATE, gate.stores).values("item_id").distinct()
+    for zone in Zone.objects.order_by("id"):
+        shown = TemplateZoneRef.objects.filter(zone=zone, template=OuterRef("item_id"), removed=None)
+        zones.append(
+            {
+                "zone": zone.name,
+                "stores": [
+                    {
+                        "name": store.name,
+                        "uuid": str(store.uuid),
+                        "role_from": Role.IMAGE,
+                        "role_to": Role.IMAGE_CACHE,
+                        "refs": refs[store.pk],
+                    }
+                    for store in gate.stores
+                    if store.zone_id == zone.pk
+                ],
+                "template_refs_added": templates.filter(~Exists(shown)).count(),
+            }
+        )
+    return ConvertPlan(
+        object_store={"name": gate.name, "provider": gate.provider, "url": gate.url},
+        zones=zones,
+        promised=promised,
+        counted=counted,
+        templates_made_region_wide=Template.objects.filter(cross_zones=False, pk__in=templates).count(),
+        preflight=str(gate.preflight.uuid) if gate.preflight else None,
+        overridden=gate.overridden,
+        findings=[asdict(found) for found in gate.findings],
+    )
+
+
+def _readable(kind: Kind, stores: Sequence[ImageStore]) -> QuerySet[Any]:
+    """The refs that a conversion is about."""
+    refs: QuerySet[Any] = KINDS[kind].ref.objects.filter(store__in=[store.pk for store in stores], state__in=READABLE)
+    return refs.order_by()
+
+
+# --- the transaction: no input or output but to the database, no row in Python -------------------------------------------
+
+
+def _switch(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
+    started = time.monotonic()
+    try:
+        with transaction.atomic():
+            conversion = _write(actor, gate, prepared)
+            checkpoints.reach("convert.before-commit")
+    except IntegrityError as error:
+        raise Busy(
+            f"Somebody changed the stores at the same moment; nothing was changed here ({_first_line(error)}).",
+            remedy="Look at the stores, then convert again.",
+            field="name",
+        ) from error
+    except OperationalError as error:
+        raise Busy(
+            f"The database did not let the conversion have its rows within {LOCK_SECONDS} s; nothing was changed"
+            f" ({_first_line(error)}).",
+            remedy="Wait for the long-running work on the stores to end, then convert again.",
+        ) from error
+    checkpoints.reach("convert.committed")
+    conversion.counts["seconds"] = round(time.monotonic() - started, 3)
+    conversion.save(update_fields=["counts"])
+    return conversion
+
+
+def _first_line(error: DatabaseError) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
+    """Promises first, which takes long and holds nobody up; then, while nobody else changes a ref, what came and went in the
+    meantime, and the counts."""
+    _let_one_in()
+    now = timezone.now()
+    store = image_stores.save_store(prepared)
+    image_stores.record_added(actor, store)
+    conversion = Conversion.objects.create(
+        object_store=store,
+        preflight=gate.preflight,
+        actor=actor.name,
+        converted_at=now,
+        overrides=gate.overridden,
+    )
+    ConversionStore.objects.bulk_create(
+        ConversionStore(conversion=conversion, store=nfs, former_role=nfs.role, former_readonly=nfs.readonly)
+        for nfs in gate.stores
+    )
+    promised = {kind: _promise(kind, gate.stores, store, now) for kind in KINDS}
+    staging, templates = _hold_still(gate, conversion)
+    if connection.features.has_select_for_update:
+        promised = {kind: promised[kind] + _catch_up(kind, gate.stores, store, now) for kind in KINDS}
+    counted = {kind: _count(kind, gate.stores, staging, store) for kind in KINDS}
+    zone_refs = _show_in_all_zones(conversion, store, now)
+    ImageStore.objects.filter(pk__in=[nfs.pk for nfs in gate.stores]).update(role=Role.IMAGE_CACHE)
+    Preflight.objects.exclude(sealed="").update(sealed="")
+    conversion.counts = {"promised": promised, "counted": counted, "templates": templates, "zone_refs": zone_refs}
+    conversion.save(update_fields=["counts"])
+    audit.record(
+        actor,
+        ACTION,
+        f"conversion {conversion.uuid}",
+        object_store=str(store.uuid),
+        stores=[str(nfs.uuid) for nfs in gate.stores],
+        overrides=gate.overridden,
+        **conversion.counts,
+    )
+    return conversion
+
+
+def _let_one_in() -> None:
+    """One conversion at a time: the second waits here, then finds the first one open."""
+    # The planner knows nothing of the rows that we are about to insert, and would compare them one by one with all others.
+    _settings(lock_timeout=f"{LOCK_SECONDS}s", work_mem=WORK_MEMORY, enable_nestloop="off")
+    Installation.objects.select_for_update().get(pk=Installation.get().pk)
+    _refuse_second()
+
+
+def _catch_up(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: datetime) -> int:
+    """Promise what became readable since the promises were made, and take back those whose item went; how many more it makes."""
+    refs = KINDS[kind].ref.objects
+    readable = _readable(kind, stores)
+    gone = refs.filter(~Exists(readable.filter(item=OuterRef("item"))), store=target)
+    taken_back: int = gone._raw_delete(gone.db)  # noqa: SLF001 - nothing refers to these rows yet
+    late = readable.filter(~Exists(refs.filter(item=OuterRef("item"), store=target)))
+    return _promise_all(kind, late, target, now) - taken_back
+
+
+def _hold_still(gate: _Gate, conversion: Conversion) -> tuple[list[int], int]:
+    """Let nobody else change a ref until we end: no item becomes Ready unseen, none is deleted half-way. Returns the ids of
+    staging stores that were there before, and how many templates became region-wide.
+
+    SQLite has one writer anyhow. On PostgreSQL the rows of the stores come first, as in `begin_item` and `finish_item`; then
+    the tables of refs, from which others may read meanwhile; then the templates that change. All are taken together or given
+    back together: we never wait while holding as long as a deadlock takes to be found, so that no one else is its victim.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # the new rows' foreign keys now, not while all others wait
+    _settings(lock_timeout=LOCK_ATTEMPT)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            with transaction.atomic():
+                staging = _lock_stores(gate, conversion.object_store)
+                _lock_refs()
+                return staging, _make_region_wide(gate.stores, conversion)
+        except OperationalError as error:
+            if getattr(error.__cause__, "sqlstate", "") != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_PAUSE)
+
+
+def _settings(**values: str) -> None:
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            for name, value in values.items():
+                cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
+
+
+def _lock_stores(gate: _Gate, target: ImageStore) -> list[int]:
+    others = ImageStore.objects.exclude(state=StoreState.REMOVED).exclude(pk=target.pk)
+    stores = others.select_for_update(no_key=True).order_by("pk")
+    rows = list(stores.values_list("pk", "role", "state"))
+    record = {pk for pk, role, state in rows if role == Role.IMAGE and state == StoreState.ATTACHED}
+    if record != {store.pk for store in gate.stores}:
+        message = "A store was added or removed at the same moment; nothing was changed."
+        raise Busy(message, remedy="Run the preflight again, then convert.", field="stores")
+    return [pk for pk, role, _ in rows if role == Role.IMAGE_CACHE]
+
+
+def _lock_refs() -> None:
+    if connection.vendor == "postgresql":
+        tables = [connection.ops.quote_name(_table(models.ref)) for models in KINDS.values()]
+        with connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {', '.join(tables)} IN EXCLUSIVE MODE")
+
+
+def _make_region_wide(stores: Sequence[ImageStore], conversion: Conversion) -> int:
+    kept = _readable(Kind.TEMPLATE, stores).filter(item=OuterRef("pk"))
+    local = Template.objects.filter(Exists(kept), cross_zones=False)
+    return local.update(cross_zones=True, cross_zones_by=conversion.uuid)
+
+
+def _count(kind: Kind, stores: Sequence[ImageStore], staging: Sequence[int], target: ImageStore) -> int:
+    """Raise the count of every copy of a promised item: all on the converted stores, and what was staged before."""
+    counted: int = _readable(kind, stores).update(ref_cnt=F("ref_cnt") + 1)
+    if staging:
+        refs = KINDS[kind].ref.objects
+        promised = refs.filter(store=target, item=OuterRef("item"))
+        staged = refs.filter(Exists(promised), store__in=staging, state__in=READABLE)
+        counted += staged.update(ref_cnt=F("ref_cnt") + 1)
+    return counted
+
+
+def _promise(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: datetime) -> int:
+    """One Promised ref on the target for each readable item. The size is that of the largest copy: zones' copies can differ."""
+    return _promise_all(kind, _readable(kind, stores), target, now)
+
+
+def _promise_all(kind: Kind, copies: QuerySet[Any], target: ImageStore, now: datetime) -> int:
+    items = copies.values("item_id").annotate(content=Max("size"))
+    values = {"item": F("item_id"), "store": target.pk, "state": RefState.PROMISED, "size": F("content")}
+    return _insert_select(KINDS[kind].ref, items, values | {"created": now, "updated": now})
+
+
+def _show_in_all_zones(conversion: Conversion, store: ImageStore, now: datetime) -> int:
+    added = 0
+    for zone in Zone.objects.order_by("id"):
+        shown = TemplateZoneRef.objects.filter(zone=zone, template=OuterRef("item_id"), removed=None)
+        hidden = TemplateStoreRef.objects.filter(~Exists(shown), store=store).order_by()
+        values = {"zone": zone.pk, "template": F("item_id"), "created": now, "added_by": conversion.uuid}
+        # Somebody may show a template in the zone at the same moment; then it is shown, which is all that is wanted.
+        added += _insert_select(TemplateZoneRef, hidden, values, or_nothing=True)
+    return added
+
+
+def _insert_select(
+    model: type[models.Model], source: QuerySet[Any], values: Mapping[str, object], *, or_nothing: bool = False
+) -> int:
+    """INSERT ... SELECT, which the ORM lacks: one row of `model` for each of `source`; returns how many.
+
+    `values` maps fields to constants or expressions over the source; fields left out get their default.
+    """
+    columns: list[str] = []
+    chosen: dict[str, Any] = {}
+    for field in model._meta.concrete_fields:  # noqa: SLF001 - Django documents it
+        value = values.get(field.name, field.get_default())
+        if field.primary_key or value is None:
+            continue
+        columns.append(connection.ops.quote_name(str(field.column)))
+        chosen[f"column_{field.name}"] = value if isinstance(value, F) else Value(value, output_field=_plain(field))
+    query = source.annotate(**chosen).values_list(*chosen).query
+    try:
+        sql, params = query.get_compiler(connection=connection).as_sql()
+    except EmptyResultSet:  # no store, so no row
+        return 0
+    ending = " ON CONFLICT DO NOTHING" if or_nothing else ""
+    table = connection.ops.quote_name(_table(model))
+    with connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {table} ({', '.join(columns)}) {sql}{ending}", params)
+        return int(cursor.rowcount)
+
+
+def _table(model: type[models.Model]) -> str:
+    return model._meta.db_table  # noqa: SLF001 - Django documents it
+
+
+def _plain(field: models.Field[Any, Any]) -> models.Field[Any, Any]:
+    """A foreign key's constant is a plain number to the database."""
+    return models.BigIntegerField() if field.is_relation else field

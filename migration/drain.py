@@ -1,0 +1,547 @@
+"""Moving every item off the staging stores in the background: plan, canary, run, pause, limit, and tell how far it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Count, Q, Sum
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from cloudstorage.actors import SYSTEM, Actor, ActorRole
+from cloudstorage.audit import audited, record
+from cloudstorage.errors import Conflict, Invalid
+from cloudstorage.queue import wake
+from migration.models import Conversion, Drain, DrainSample
+from migration.states import DRAIN_TRANSITIONS, ConversionState, DrainEvent, DrainState
+from stores.copier import Control, CopyEngine
+from stores.drivers.errors import StoreError, Unavailable
+from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch
+from stores.services import transfers
+from stores.services.image_stores import driver_for
+from stores.services.windows import is_open, parse
+from stores.states import LIVE_TRANSFER_STATES, RefState, TransferState, allowed_events
+from stores.worker import STUCK_SECONDS
+
+log = logging.getLogger(__name__)
+
+_SAMPLE_SECONDS = 5
+_ADVANCE_LEASE = timedelta(minutes=2)
+_MAX_SAMPLES = 5000
+_UNSET: Any = object()
+
+
+def plan(
+    *,
+    actor: Actor,
+    conversion: Conversion,
+    name: str = "",
+    concurrency: int = 8,
+    bandwidth: int | None = None,
+    window: str = "",
+    canary_items: int = 5,
+) -> Drain:
+    """Create the drain of a conversion with a transfer for every promise; nothing moves before `start`.
+
+    Raises Conflict while another drain of the conversion is live, or when the conversion is not open.
+    """
+    with audited(actor, ActorRole.OPERATOR, "drain.plan", f"conversion:{conversion.uuid}"):
+        if conversion.state not in {ConversionState.CONVERTED, ConversionState.COMMITTED}:
+            raise Conflict(
+                f"The conversion is {conversion.state}; there is nothing to drain.", remedy="Convert the region first."
+            )
+        if live := _live_drains(conversion).first():
+            raise Conflict(
+                f"Drain {live.uuid} of this conversion is {live.state}.", remedy="Go on with it, or cancel it and plan again."
+            )
+        limits = _checked_limits(concurrency=concurrency, bandwidth=bandwidth, window=window)
+        batch = TransferBatch.objects.create(
+            name=name or f"drain to {conversion.object_store.name}", only_canary=canary_items > 0, **limits
+        )
+        drain = Drain.objects.create(conversion=conversion, batch=batch, actor=actor.name)
+        planned = transfers.plan_batch(batch, conversion.object_store)
+        if canary_items > 0:
+            _choose_canary(batch, canary_items)
+        record(actor, "drain.plan", f"drain:{drain.uuid}", transfers=planned, **limits)
+        return drain
+
+
+def _live_drains(conversion: Conversion) -> Any:
+    return Drain.objects.filter(conversion=conversion).exclude(state__in=[DrainState.CANCELLED, DrainState.FINISHED])
+
+
+def _choose_canary(batch: TransferBatch, items: int) -> None:
+    """The smallest few, and the deepest chain as a whole: what is most likely to show a fault soon."""
+    rows = Transfer.objects.filter(batch=batch)
+    chosen = set(rows.filter(depth=0).order_by("bytes_total", "id").values_list("pk", flat=True)[:items])
+    link = rows.order_by("-depth", "id").first()
+    while link is not None:
+        chosen.add(link.pk)
+        link = link.parent
+    rows.filter(pk__in=chosen).update(canary=True)
+
+
+def start(*, actor: Actor, drain: Drain) -> Drain:
+    """Let it run, its canary first."""
+    with audited(actor, ActorRole.OPERATOR, "drain.start", f"drain:{drain.uuid}"):
+        drain = _advance_state(drain, DrainEvent.START, started_at=timezone.now())
+        _open(drain)
+        record(actor, "drain.start", f"drain:{drain.uuid}")
+    return drain
+
+
+def pause(*, actor: Actor, drain: Drain) -> Drain:
+    """Stop claiming; what is under way stops within a part and goes on from there later."""
+    with audited(actor, ActorRole.OPERATOR, "drain.pause", f"drain:{drain.uuid}"):
+        drain = _advance_state(drain, DrainEvent.PAUSE, note=f"paused by {actor.name}")
+        TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
+        record(actor, "drain.pause", f"drain:{drain.uuid}")
+    return drain
+
+
+def resume(*, actor: Actor, drain: Drain) -> Drain:
+    """Go on; with the canary if that was not read back yet, and its failed items are tried again."""
+    with audited(actor, ActorRole.OPERATOR, "drain.resume", f"drain:{drain.uuid}"):
+        drain = _advance_state(drain, DrainEvent.RESUME)
+        failed_canary = Transfer.objects.filter(batch=drain.batch_id, canary=True, state=TransferState.FAILED)
+        if drain.canary_proven_at is None and failed_canary.exists():
+            transfers.retry(actor=actor, transfers=failed_canary, target=f"drain:{drain.uuid}")
+        if drain.canary_proven_at is not None:
+            drain = _advance_state(drain, DrainEvent.CANARY_PROVEN)
+        _open(drain)
+        record(actor, "drain.resume", f"drain:{drain.uuid}")
+    return drain
+
+
+def cancel(*, actor: Actor, drain: Drain) -> Drain:
+    """End it; what is proven stays proven, what is not stays readable where it was, and debris is removed."""
+    with audited(actor, ActorRole.OPERATOR, "drain.cancel", f"drain:{drain.uuid}"):
+        drain = _advance_state(drain, DrainEvent.CANCEL, note=f"cancelled by {actor.name}", finished_at=timezone.now())
+        TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
+        count = transfers.cancel_live(Transfer.objects.filter(batch=drain.batch_id))
+        record(actor, "drain.cancel", f"drain:{drain.uuid}", cancelled=count)
+    return drain
+
+
+def retry_failed(*, actor: Actor, drain: Drain) -> int:
+    """Try what failed again; returns how many. Raises Conflict where the drain's state does not allow it."""
+    with audited(actor, ActorRole.OPERATOR, "drain.retry", f"drain:{drain.uuid}"):
+        if live := _live_drains(drain.conversion).exclude(pk=drain.pk).first():
+            raise Conflict(f"Drain {live.uuid} of this conversion is {live.state}.", remedy="It takes up what failed before.")
+        drain = _advance_state(drain, DrainEvent.RETRY, finished_at=None)
+        if drain.state == DrainState.RUNNING:
+            _open(drain)
+        rows = Transfer.objects.filter(batch=drain.batch_id)
+        count = transfers.retry(actor=actor, transfers=rows, target=f"drain:{drain.uuid}")
+        record(actor, "drain.retry", f"drain:{drain.uuid}", count=count)
+        return count
+
+
+def set_limits(
+    *,
+    actor: Actor,
+    drain: Drain,
+    concurrency: int = _UNSET,
+    bandwidth: int | None = _UNSET,
+    window: str = _UNSET,
+    read_limits: Mapping[str, int | None] | None = None,
+) -> Drain:
+    """Change limits while it runs; they bite within one part. `read_limits` maps a store's uuid to bytes per second or None."""
+    with audited(actor, ActorRole.OPERATOR, "drain.limits", f"drain:{drain.uuid}"):
+        given = {"concurrency": concurrency, "bandwidth": bandwidth, "window": window}
+        limits = _checked_limits(**{name: value for name, value in given.items() if value is not _UNSET})
+        if limits:
+            TransferBatch.objects.filter(pk=drain.batch_id).update(**limits)
+        for uuid, limit in (read_limits or {}).items():
+            _check_positive("read_limits", limit)
+            if not ImageStore.objects.filter(uuid=uuid, removed=None).update(read_limit=limit):
+                raise Invalid(f"There is no store {uuid}.", field="read_limits")
+        record(actor, "drain.limits", f"drain:{drain.uuid}", read_limits=dict(read_limits or {}), **limits)
+    drain.refresh_from_db()
+    return drain
+
+
+def _checked_limits(**limits: Any) -> dict[str, Any]:
+    if "concurrency" in limits and not 1 <= limits["concurrency"] <= 256:
+        raise Invalid("Concurrency is the number of items under way at once, 1 to 256.", field="concurrency")
+    if "bandwidth" in limits:
+        _check_positive("bandwidth", limits["bandwidth"])
+    if limits.get("window"):
+        parse(limits["window"])
+    return limits
+
+
+def _check_positive(field: str, value: int | None) -> None:
+    if value is not None and value <= 0:
+        raise Invalid("A limit is a number of bytes per second above 0; leave it out for no limit.", field=field)
+
+
+def _open(drain: Drain) -> None:
+    TransferBatch.objects.filter(pk=drain.batch_id).update(open=True, only_canary=drain.state == DrainState.CANARY)
+    for _ in range(2):
+        wake(transfers.PUMP)
+
+
+def _advance_state(drain: Drain, event: DrainEvent, **changes: Any) -> Drain:
+    """Compare-and-set by the table; raises Conflict with what is possible instead."""
+    row = Drain.objects.select_for_update().get(pk=drain.pk)
+    state = DrainState(row.state)
+    target = DRAIN_TRANSITIONS.get((state, event))
+    changes.setdefault("note", "")
+    if target is None or not Drain.objects.filter(pk=row.pk, state=state).update(state=target, **changes):
+        allowed = allowed_events(DRAIN_TRANSITIONS, state)
+        raise Conflict(
+            f"The drain is {state}, so {event} is not possible.",
+            remedy=f"Possible now: {', '.join(allowed) or 'nothing'}.",
+            allowed=allowed,
+        )
+    row.refresh_from_db()
+    return row
+
+
+# --- the clock -------------------------------------------------------------------------------------------------------------
+
+
+def advance(drain: Drain) -> None:
+    """One turn of the clock: sample, read the canary back, take in new promises, finish. One worker at a time does it."""
+    free = Q(advancing_until=None) | Q(advancing_until__lt=Now())
+    mine = Drain.objects.filter(free, pk=drain.pk).update(advancing_until=Now() + _ADVANCE_LEASE)
+    if not mine:
+        return
+    try:
+        drain.refresh_from_db()
+        if drain.state in {DrainState.CANARY, DrainState.RUNNING}:
+            _sample(drain)
+        if drain.state == DrainState.CANARY:
+            _advance_canary(drain)
+        elif drain.state == DrainState.RUNNING:
+            _advance_running(drain)
+    finally:
+        Drain.objects.filter(pk=drain.pk).update(advancing_until=None)
+
+
+def _advance_canary(drain: Drain) -> None:
+    canary = Transfer.objects.filter(batch=drain.batch_id, canary=True)
+    states = set(canary.values_list("state", flat=True))
+    if TransferState.FAILED in states:
+        failed = canary.filter(state=TransferState.FAILED).order_by("depth", "id").first()
+        reason = f"The canary failed, so the rest was not begun: {failed.error}" if failed else "The canary failed."
+        _stop_for(drain, reason)
+    elif states <= {TransferState.PROVEN, TransferState.CANCELLED}:
+        if problem := _read_back(canary.filter(state=TransferState.PROVEN).order_by("id")):
+            _stop_for(drain, problem)
+            return
+        with transaction.atomic():
+            moved = _advance_state(drain, DrainEvent.CANARY_PROVEN, canary_proven_at=timezone.now())
+            _open(moved)
+            record(SYSTEM, "drain.canary-proven", f"drain:{drain.uuid}", items=canary.count())
+
+
+def _stop_for(drain: Drain, reason: str) -> None:
+    with transaction.atomic():
+        _advance_state(drain, DrainEvent.CANARY_FAILED, note=reason)
+        TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
+        record(SYSTEM, "drain.canary-failed", f"drain:{drain.uuid}", reason=reason)
+
+
+def _read_back(canary: Any) -> str:
+    """Hash the canary's items as the object store gives them now; the first difference as a sentence, else empty."""
+    engine = CopyEngine(lanes=1)
+    try:
+        for transfer in canary.select_related("target"):
+            driver = driver_for(transfer.target)
+            for file in KINDS[Kind(transfer.kind)].file.objects.filter(ref=transfer.target_ref_id).order_by("path"):
+                try:
+                    found, _ = engine.hash_object(driver, file.path, Control())
+                except Unavailable:
+                    raise
+                except StoreError as error:
+                    if not _is_readable(transfer):  # deleted meanwhile
+                        continue
+                    return f"{file.path} could not be read back from {transfer.target.name}: {error} Do not go on."
+                if found != file.sha256:
+                    return f"{file.path}, read back from {transfer.target.name}, differs from what was proven. Do not go on."
+    finally:
+        engine.close()
+    return ""
+
+
+def _is_readable(transfer: Transfer) -> bool:
+    refs = KINDS[Kind(transfer.kind)].ref.objects
+    return bool(refs.filter(pk=transfer.target_ref_id, state__in=[RefState.READY, RefState.HIDDEN]).exists())
+
+
+def _advance_running(drain: Drain) -> None:
+    rows = Transfer.objects.filter(batch=drain.batch_id)
+    if rows.filter(state__in=LIVE_TRANSFER_STATES).exists():
+        return
+    target = drain.conversion.object_store
+    with transaction.atomic():
+        planned = _plan_new_promises(drain.batch, target)
+        if planned:
+            wake(transfers.PUMP)
+            return
+        failed = rows.filter(state=TransferState.FAILED).count()
+        unread = (
+            sum(models.ref.objects.filter(store=target, state=RefState.PROMISED).count() for models in KINDS.values()) - failed
+        )
+        note = "Every item is proven."
+        if failed:
+            note = f"{failed} items failed; see the errors, mend their causes, then retry."
+        elif unread > 0:
+            note = f"{unread} promised items have no readable copy on any attached store; scan the exports that should have them."
+        moved = _advance_state(drain, DrainEvent.FINISH, note=note, finished_at=timezone.now())
+        TransferBatch.objects.filter(pk=moved.batch_id).update(open=False)
+        record(SYSTEM, "drain.finish", f"drain:{drain.uuid}", failed=failed)
+    _sample(moved, force=True)
+
+
+def _plan_new_promises(batch: TransferBatch, target: ImageStore) -> int:
+    """Promises made since the plan (work begun before the conversion, foreign writes); not those whose transfer failed."""
+    for kind, models in KINDS.items():
+        handled = Transfer.objects.filter(kind=kind, target=target, state__in=[*LIVE_TRANSFER_STATES, TransferState.FAILED])
+        new = models.ref.objects.filter(store=target, state=RefState.PROMISED).exclude(item_id__in=handled.values("item_id"))
+        if new.exists():
+            return transfers.plan_batch(batch, target)
+    return 0
+
+
+def _sample(drain: Drain, *, force: bool = False) -> None:
+    last = DrainSample.objects.filter(drain=drain).order_by("-id").first()
+    now = timezone.now()
+    if not force and last is not None and (now - last.at).total_seconds() < _SAMPLE_SECONDS:
+        return
+    totals = _totals(Transfer.objects.filter(batch=drain.batch_id))
+    DrainSample.objects.create(
+        drain=drain,
+        at=now,
+        items_proven=totals.items.get(TransferState.PROVEN, 0),
+        bytes_proven=totals.bytes_proven,
+        bytes_copied=totals.bytes_copied,
+        running=totals.items.get(TransferState.RUNNING, 0),
+    )
+    if last is not None and last.pk % 500 == 0:
+        _thin_out(drain)
+
+
+def _thin_out(drain: Drain) -> None:
+    """Keep a long drain's history bounded: of the older half, every second sample goes."""
+    samples = list(DrainSample.objects.filter(drain=drain).order_by("id").values_list("pk", flat=True))
+    if len(samples) > _MAX_SAMPLES:
+        DrainSample.objects.filter(pk__in=samples[1 : len(samples) // 2 : 2][:900]).delete()
+
+
+# --- looking at it ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    items: dict[str, int]
+    bytes_total: int
+    bytes_proven: int
+    bytes_copied: int
+
+
+def _totals(rows: Any) -> _Totals:
+    items: dict[str, int] = {}
+    total = proven = copied = 0
+    for row in rows.values("state").annotate(n=Count("pk"), total=Sum("bytes_total"), done=Sum("bytes_done")).order_by():
+        items[row["state"]] = row["n"]
+        if row["state"] == TransferState.CANCELLED:
+            continue
+        total += row["total"] or 0
+        if row["state"] == TransferState.PROVEN:
+            proven += row["total"] or 0
+        elif row["state"] != TransferState.FAILED:
+            copied += row["done"] or 0
+    return _Totals(items, total, proven, copied)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a drain is. Bytes proven, copied (on the target, not proven yet) and remaining are kept apart."""
+
+    state: str
+    note: str
+    allowed: tuple[str, ...]
+    items: Mapping[str, int]
+    bytes: Mapping[str, int]
+    percent: float
+    rate: float
+    """Bytes per second over the last minute."""
+    eta_low: float | None
+    eta_high: float | None
+    """Seconds; None where nothing moves or nothing is left."""
+    bottleneck: str
+    zones: Sequence[Mapping[str, Any]]
+    running: Sequence[Mapping[str, Any]]
+    errors: Sequence[Mapping[str, Any]]
+    limits: Mapping[str, Any]
+
+
+def progress(drain: Drain) -> Progress:
+    """Everything a live page shows, in a fixed number of queries."""
+    drain.refresh_from_db()
+    rows = Transfer.objects.filter(batch=drain.batch_id)
+    totals = _totals(rows)
+    samples = list(DrainSample.objects.filter(drain=drain).order_by("-id")[:120])
+    remaining = totals.bytes_total - totals.bytes_proven - totals.bytes_copied
+    rate, low, high = _rates(samples)
+    running = _running(rows)
+    left = totals.bytes_total - totals.bytes_proven
+    moving = drain.state in {DrainState.CANARY, DrainState.RUNNING} and left > 0
+    items = {str(state): totals.items.get(state, 0) for state in TransferState}
+    items["total"] = sum(items.values()) - items[TransferState.CANCELLED]
+    return Progress(
+        state=drain.state,
+        note=drain.note,
+        allowed=allowed_events(DRAIN_TRANSITIONS, DrainState(drain.state)),
+        items={name.lower(): count for name, count in items.items()},
+        bytes={"total": totals.bytes_total, "proven": totals.bytes_proven, "copied": totals.bytes_copied, "remaining": remaining},
+        percent=round(100 * totals.bytes_proven / totals.bytes_total, 1) if totals.bytes_total else 100.0,
+        rate=rate if moving else 0.0,
+        eta_low=left / high if moving and high else None,
+        eta_high=left / low if moving and low else None,
+        bottleneck=_bottleneck(drain, running, rate, left),
+        zones=_zones(rows),
+        running=running,
+        errors=transfers.errors_by_cause(drain.batch),
+        limits={
+            "concurrency": drain.batch.concurrency,
+            "bandwidth": drain.batch.bandwidth,
+            "window": drain.batch.window,
+        },
+    )
+
+
+def _rates(samples: Sequence[DrainSample]) -> tuple[float, float, float]:
+    """(rate over the last minute, slowest and fastest minute of the last ten), bytes per second; newest sample first."""
+    if len(samples) < 2:
+        return 0.0, 0.0, 0.0
+
+    def rate(newer: DrainSample, older: DrainSample) -> float:
+        seconds = (newer.at - older.at).total_seconds()
+        moved = newer.bytes_proven + newer.bytes_copied - older.bytes_proven - older.bytes_copied
+        return max(0.0, moved / seconds) if seconds > 0 else 0.0
+
+    step = min(12, len(samples) - 1)
+    rates = [rate(samples[at], samples[at + step]) for at in range(0, len(samples) - step, step)]
+    moving = [value for value in rates if value > 0]
+    return rates[0], min(moving, default=0.0), max(moving, default=0.0)
+
+
+def _running(rows: Any) -> list[dict[str, Any]]:
+    now = timezone.now()
+    listed = []
+    live = rows.filter(state=TransferState.RUNNING).select_related("source", "target", "worker").order_by("progress_at")[:50]
+    names = _names(live)
+    for row in live:
+        silent = (now - (row.progress_at or now)).total_seconds()
+        at = row.source if row.waiting_on == "source" else row.target
+        listed.append(
+            {
+                "transfer": str(row.uuid),
+                "kind": row.kind,
+                "name": names.get((row.kind, row.item_id), ""),
+                "source": row.source.name,
+                "bytes_total": row.bytes_total,
+                "bytes_done": row.bytes_done,
+                "attempt": row.attempts,
+                "waiting_on": row.waiting_on,
+                "worker": str(row.worker) if row.worker else "",
+                "heartbeat": row.worker.heartbeat if row.worker else None,
+                "stuck": f"stuck {silent:.0f} s on {at.name}" if silent > STUCK_SECONDS else "",
+            }
+        )
+    return listed
+
+
+def _names(rows: Sequence[Transfer]) -> dict[tuple[str, int], str]:
+    names: dict[tuple[str, int], str] = {}
+    for kind, models in KINDS.items():
+        ids = [row.item_id for row in rows if row.kind == kind]
+        if ids:
+            names |= {(kind, pk): name for pk, name in models.item.objects.filter(pk__in=ids).values_list("pk", "name")}
+    return names
+
+
+def _zones(rows: Any) -> list[dict[str, Any]]:
+    zones: dict[str, dict[str, Any]] = {}
+    grouped = rows.exclude(state=TransferState.CANCELLED).values("source__zone__name", "state")
+    for row in grouped.annotate(n=Count("pk"), total=Sum("bytes_total"), done=Sum("bytes_done")).order_by("source__zone__name"):
+        name = row["source__zone__name"] or "region"
+        fresh = {"zone": name, "items": 0, "items_proven": 0, "bytes": 0, "proven": 0, "copied": 0, "remaining": 0}
+        zone = zones.setdefault(name, fresh)
+        zone["items"] += row["n"]
+        zone["bytes"] += row["total"] or 0
+        if row["state"] == TransferState.PROVEN:
+            zone["items_proven"] += row["n"]
+            zone["proven"] += row["total"] or 0
+        elif row["state"] != TransferState.FAILED:
+            zone["copied"] += row["done"] or 0
+    for zone in zones.values():
+        zone["remaining"] = zone["bytes"] - zone["proven"] - zone["copied"]
+    return list(zones.values())
+
+
+def _bottleneck(drain: Drain, running: Sequence[Mapping[str, Any]], rate: float, left: int) -> str:
+    """One sentence on what holds it up now."""
+    batch = drain.batch
+    if drain.state not in {DrainState.CANARY, DrainState.RUNNING} or not left:
+        return ""
+    if not is_open(batch.window):
+        return f"outside its time window {batch.window}"
+    if stuck := [row["stuck"] for row in running if row["stuck"]]:
+        return str(stuck[0])
+    if not running:
+        return "no worker has claimed anything yet: is one running that reaches both stores?"
+    if batch.bandwidth and rate >= 0.85 * batch.bandwidth:
+        return "our bandwidth limit"
+    waiting_for_source = sum(row["waiting_on"] == "source" for row in running)
+    return "reading from the source" if waiting_for_source * 2 > len(running) else "writing to the object store"
+
+
+def history(drain: Drain, *, points: int = 200) -> list[dict[str, Any]]:
+    """At most `points` samples over the whole run, oldest first, for the chart."""
+    ids = list(DrainSample.objects.filter(drain=drain).order_by("id").values_list("pk", flat=True))
+    step = max(1, -(-len(ids) // points))
+    chosen = {*ids[::step], *ids[-1:]}
+    fields = ("at", "items_proven", "bytes_proven", "bytes_copied", "running")
+    return list(DrainSample.objects.filter(pk__in=chosen).order_by("id").values(*fields))
+
+
+def live_drains() -> Any:
+    """Drains that the clock has to look at."""
+    return Drain.objects.filter(state__in=[DrainState.CANARY, DrainState.RUNNING]).select_related(
+        "batch", "conversion__object_store"
+    )
+
+
+def expected_end(progress_now: Progress) -> tuple[datetime, datetime] | None:
+    """The ETA as a range of points in time."""
+    if progress_now.eta_low is None or progress_now.eta_high is None:
+        return None
+    now = timezone.now()
+    return now + timedelta(seconds=progress_now.eta_low), now + timedelta(seconds=progress_now.eta_high)
+
+
+__all__ = [
+    "Progress",
+    "advance",
+    "cancel",
+    "expected_end",
+    "history",
+    "live_drains",
+    "pause",
+    "plan",
+    "progress",
+    "resume",
+    "retry_failed",
+    "set_limits",
+    "start",
+]

@@ -1,0 +1,226 @@
+"""What a conversion depends on, asked in a few set-based queries: the preflight reports it, the convert gate insists on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any, Literal, TypeVar, cast
+
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+
+from stores.drivers.base import ProbeStep
+from stores.drivers.errors import StoreError, Unavailable
+from stores.models import KINDS, ImageStore, Snapshot, SnapshotStoreRef, Zone
+from stores.services.image_stores import driver_class, driver_for
+from stores.services.scan.rows import CHANGED, MISSING
+from stores.states import RefState, Role, StoreState
+
+NFS = "NFS"
+"""The one provider that a conversion turns into staging stores, as upstream's `migrateToObjectStore` has it."""
+
+READABLE = (RefState.READY, RefState.HIDDEN)
+"""States of a ref whose bytes are on its store and are needed: what a conversion promises."""
+
+EXAMPLES = 5
+
+CHECK_SECONDS = 30.0
+PROBE_SECONDS = 120.0
+"""How long an export may take to say that it is there, and to be probed."""
+
+T = TypeVar("T")
+
+Severity = Literal["blocker", "warning", "info"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something the operator should know before the conversion. `zone` and `store` are names, empty where it concerns all."""
+
+    code: str
+    severity: Severity
+    message: str
+    remedy: str = ""
+    overridable: bool = False
+    """Whether a blocker may be accepted by naming its code at convert time."""
+    zone: str = ""
+    store: str = ""
+    examples: tuple[str, ...] = ()
+
+    def at(self, store: ImageStore) -> Finding:
+        """The same finding, of this store."""
+        return replace(self, store=store.name, zone=store.zone.name if store.zone else "")
+
+
+def nfs_stores() -> list[ImageStore]:
+    """The attached NFS stores of record: those that a conversion turns into staging stores."""
+    stores = ImageStore.objects.filter(image_provider_name=NFS, role=Role.IMAGE, state=StoreState.ATTACHED)
+    return list(stores.select_related("zone").order_by("id"))
+
+
+def details_digest(provider: str, url: str, details: Mapping[str, str]) -> str:
+    """SHA-256 that tells one object store from another.
+
+    Secrets are left out: a rotated key does not make another store, and a digest must not help to guess one.
+    """
+    secret = {option.name for option in driver_class(provider).options if option.secret}
+    open_details = {name: value for name, value in details.items() if name not in secret and value}
+    return _digest([provider, url, open_details])
+
+
+def fingerprint(stores: Sequence[ImageStore]) -> str:
+    """SHA-256 over what the answers of a preflight hang on: zones, the stores with their configuration, and which of the
+    blockers that the database knows there are, by store.
+
+    Single refs and their number are left out on purpose: a busy cloud registers and deletes all the time, and none of that
+    makes a report wrong. A store that was added or changed does, and so does a first broken chain.
+    """
+    blockers = {(found.code, found.store) for found in known_findings(stores) if found.severity == "blocker"}
+    return _digest(
+        {
+            "zones": sorted(str(found) for found in Zone.objects.values_list("uuid", flat=True)),
+            "stores": [
+                [
+                    str(store.uuid),
+                    store.url,
+                    store.zone_id,
+                    sorted(store.details.filter(secret=False).values_list("name", "value")),
+                ]
+                for store in stores
+            ],
+            "blockers": sorted(blockers),
+        }
+    )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def known_findings(stores: Sequence[ImageStore]) -> list[Finding]:
+    """Every finding that the database can tell without touching a store; the number of queries does not grow with the rows."""
+    found: list[Finding] = []
+    for store in stores:
+        if store.scanned_at is None:
+            found.append(_never_scanned(store))
+        elif conflicts := amount(store.scan_report.get("conflicts")):
+            found.append(_conflicts(store, conflicts))
+    found += _broken_files(stores)
+    found += _orphaned_children(stores)
+    return found
+
+
+def amount(found: object) -> int:
+    """How many a scan report's `{count, examples}` stands for; 0 where the report lacks it."""
+    return int(found["count"]) if isinstance(found, dict) else 0
+
+
+def _never_scanned(store: ImageStore) -> Finding:
+    message = f"The export {store.name} was never scanned: nobody knows what lies on it, and only known items are promised."
+    return Finding("never-scanned", "blocker", message, "Scan the store, then run the preflight again.", True).at(store)
+
+
+def _conflicts(store: ImageStore, conflicts: int) -> Finding:
+    message = (
+        f"The last scan of {store.name} found {conflicts} items whose identity contradicts another export's;"
+        " they are not adopted and would stay behind."
+    )
+    remedy = "Look at the scan report, decide which copy is right, scan again."
+    return Finding("scan-conflicts", "blocker", message, remedy, True).at(store)
+
+
+def _broken_files(stores: Sequence[ImageStore]) -> Iterable[Finding]:
+    """Files that a scan found broken: members of a chain that cannot be put together, and others."""
+    for kind, models in KINDS.items():
+        bad = models.file.objects.filter(problem__gt="", ref__store__in=stores, ref__state__in=READABLE)
+        away = Q(problem__startswith=MISSING) | Q(problem__startswith=CHANGED)
+        chained = ~away & Q(backing__gt="")
+        rows = (
+            bad.order_by()
+            .values_list("ref__store")
+            .annotate(broken=Count("id", filter=chained), damaged=Count("id", filter=~chained))
+        )
+        counts = {store_id: (broken, damaged) for store_id, broken, damaged in rows}
+        for store in stores:
+            broken, damaged = counts.get(store.pk, (0, 0))
+            own = bad.filter(ref__store=store)
+            if broken:
+                message = f"{broken} {kind} files on {store.name} belong to broken chains: no copy of them could be used."
+                remedy = "Restore the named files or their parents and scan again, or delete the items."
+                examples = _problems(own.filter(chained))
+                yield Finding("chain-broken", "blocker", message, remedy, overridable=False, examples=examples).at(store)
+            if damaged:
+                message = (
+                    f"{damaged} {kind} files on {store.name} are missing, changed or damaged; they would be moved as they are."
+                )
+                remedy = "Restore the named files and scan again, or delete the items."
+                examples = _problems(own.exclude(chained))
+                yield Finding("damaged-files", "blocker", message, remedy, overridable=True, examples=examples).at(store)
+
+
+def _problems(files: QuerySet[Any]) -> tuple[str, ...]:
+    return tuple(f"{path}: {problem}" for path, problem in files.order_by("id").values_list("path", "problem")[:EXAMPLES])
+
+
+def _orphaned_children(stores: Sequence[ImageStore]) -> Iterable[Finding]:
+    """Snapshots that build on one of which no readable copy is left."""
+    broken: QuerySet[SnapshotStoreRef] = SnapshotStoreRef.objects.filter(
+        ~Exists(SnapshotStoreRef.objects.filter(item=OuterRef("item__parent"), state__in=READABLE)),
+        store__in=stores,
+        state__in=READABLE,
+        item__parent__isnull=False,
+    )
+    counts = dict(broken.order_by().values_list("store").annotate(Count("id")))
+    for store in stores:
+        if count := counts.get(store.pk):
+            names = Snapshot.objects.filter(refs__in=broken.filter(store=store)).order_by("id")
+            message = f"{count} snapshots on {store.name} build on a snapshot that has no readable copy."
+            remedy = "Restore the parents' files and scan again, or delete the snapshots."
+            examples = tuple(names.values_list("path", flat=True)[:EXAMPLES])
+            yield Finding("chain-broken", "blocker", message, remedy, False, examples=examples).at(store)
+
+
+# --- speaking to an export that may hang ---------------------------------------------------------------------------------
+
+
+def reachable(store: ImageStore) -> Finding | None:
+    """A blocker when this process does not reach the export; it is the one who will answer reads."""
+    try:
+        within(CHECK_SECONDS, store.name, driver_for(store).check)
+    except StoreError as error:
+        message = f"The export {store.name} ({store.url}) is not reachable: {error}"
+        return Finding("export-unreachable", "blocker", message, error.remedy, overridable=False).at(store)
+    return None
+
+
+def probe_export(store: ImageStore) -> list[ProbeStep]:
+    """Every step of the export's probe; a single blocker when it hangs."""
+    driver = driver_for(store)
+    try:
+        return within(PROBE_SECONDS, store.name, lambda: list(driver.probe()))
+    except StoreError as error:
+        return [ProbeStep("reach", "blocker", str(error), error.remedy)]
+
+
+def within(seconds: float, place: str, work: Callable[[], T]) -> T:
+    """Do `work`, which speaks to a store and touches no row, but wait no longer: a hung mount never answers and cannot be
+    interrupted, so its thread is left behind. Raises Unavailable then."""
+    done: Queue[tuple[T | None, BaseException | None]] = Queue()
+
+    def run() -> None:
+        try:
+            done.put((work(), None))
+        except BaseException as error:  # noqa: BLE001 - raised in the caller
+            done.put((None, error))
+
+    Thread(target=run, daemon=True, name=f"asking {place}").start()
+    try:
+        result, error = done.get(timeout=seconds)
+    except Empty:
+        raise Unavailable(f"{place} has not answered for {seconds:.0f} s: its mount or its server hangs.") from None
+    if error is not None:
+        raise error
+    return cast("T", result)

@@ -1,0 +1,65 @@
+"""`manage.py migration_verify`: read again what a store has, and compare it with what was proven."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from typing import Any
+
+from cloudstorage.actors import Actor
+from cloudstorage.commands import ServiceCommand, human_bytes
+from cloudstorage.errors import Missing
+from migration import verify
+from migration.models import Verification
+from migration.states import VerificationState
+from stores.models import ImageStore
+from stores.services.image_stores import driver_for, store_errors
+from stores.services.region import find_store
+from stores.states import Role, StoreState
+
+
+class Command(ServiceCommand):
+    help = "Hash a store's content again, all or a sample, or compare its listing with the refs. Exits with 10 on differences."
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--store", help="name or uuid (default: the region's object store)")
+        parser.add_argument("--sample", type=float, default=100, metavar="PERCENT", help="of the items (default 100)")
+        parser.add_argument("--listing", action="store_true", help="compare the listing only; read no content")
+        parser.add_argument("--wait", action="store_true", help="do it here and now, and tell what was found")
+
+    def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
+        store = find_store(options["store"]) if options["store"] else _object_store()
+        mode = Verification.LISTING if options["listing"] else Verification.CONTENT
+        if options["wait"]:
+            with store_errors():
+                driver_for(store).check()
+        row = verify.verify(actor=actor, store=store, sample_percent=options["sample"], mode=mode)
+        if not options["wait"]:
+            self.say(f"verification {row.uuid} of {store.name} is queued", {"id": row.uuid, "state": row.state})
+            return None
+        while row.state in {VerificationState.QUEUED, VerificationState.RUNNING}:
+            verify.run(row)
+            row.refresh_from_db()
+            if row.state == VerificationState.RUNNING:  # the store is silent, or a worker has it: either ends by itself
+                time.sleep(1)
+        self._tell(row, store)
+        return 10 if row.findings_count else None
+
+    def _tell(self, row: Verification, store: ImageStore) -> None:
+        lines = [f"{row.items_checked} entries of {store.name} checked, {human_bytes(row.bytes_checked)} read"]
+        lines += [
+            f"  {found['problem']}: {found['path']}: expected {found['expected'] or 'nothing'}, is {found['found'] or 'nothing'}"
+            for found in row.findings[:100]
+        ]
+        lines.append(f"{row.findings_count} differences" if row.findings_count else "no difference")
+        counts = {"items_checked": row.items_checked, "bytes_checked": row.bytes_checked, "differences": row.findings_count}
+        self.say("\n".join(lines), {"id": row.uuid, "state": row.state, **counts, "findings": row.findings})
+
+
+def _object_store() -> ImageStore:
+    stores = ImageStore.objects.filter(role=Role.IMAGE, scope="REGION", state=StoreState.ATTACHED)
+    store = stores.order_by("id").first()
+    if store is None:
+        raise Missing("The region has no object store.", remedy="Name a store with --store.", field="store")
+    return store

@@ -1,0 +1,79 @@
+"""State machines of conversions, drains and verifications as tables; see `stores.states` for how tables are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class ConversionState(StrEnum):
+    """Converted until the operator commits (originals become cache) or rolls back."""
+
+    CONVERTED = "Converted"
+    COMMITTED = "Committed"
+    ROLLING_BACK = "RollingBack"
+    ROLLED_BACK = "RolledBack"
+
+
+class ConversionEvent(StrEnum):
+    COMMIT = "Commit"
+    START_ROLLBACK = "StartRollback"
+    FINISH_ROLLBACK = "FinishRollback"
+    ABANDON_ROLLBACK = "AbandonRollback"
+
+
+CONVERSION_TRANSITIONS: Mapping[tuple[ConversionState, ConversionEvent], ConversionState] = {
+    (ConversionState.CONVERTED, ConversionEvent.COMMIT): ConversionState.COMMITTED,
+    (ConversionState.CONVERTED, ConversionEvent.START_ROLLBACK): ConversionState.ROLLING_BACK,
+    (ConversionState.ROLLING_BACK, ConversionEvent.FINISH_ROLLBACK): ConversionState.ROLLED_BACK,
+    (ConversionState.ROLLING_BACK, ConversionEvent.ABANDON_ROLLBACK): ConversionState.CONVERTED,
+}
+
+
+class DrainState(StrEnum):
+    """A drain: planned, then a canary read back, then the rest."""
+
+    PLANNED = "Planned"
+    CANARY = "Canary"
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    FINISHED = "Finished"
+    CANCELLED = "Cancelled"
+
+
+class DrainEvent(StrEnum):
+    START = "Start"
+    CANARY_PROVEN = "CanaryProven"
+    CANARY_FAILED = "CanaryFailed"
+    PAUSE = "Pause"
+    RESUME = "Resume"
+    FINISH = "Finish"
+    CANCEL = "Cancel"
+    RETRY = "Retry"
+
+
+DRAIN_TRANSITIONS: Mapping[tuple[DrainState, DrainEvent], DrainState] = {
+    (DrainState.PLANNED, DrainEvent.START): DrainState.CANARY,
+    (DrainState.PLANNED, DrainEvent.CANCEL): DrainState.CANCELLED,
+    (DrainState.CANARY, DrainEvent.CANARY_PROVEN): DrainState.RUNNING,
+    (DrainState.CANARY, DrainEvent.CANARY_FAILED): DrainState.PAUSED,
+    (DrainState.CANARY, DrainEvent.PAUSE): DrainState.PAUSED,
+    (DrainState.CANARY, DrainEvent.CANCEL): DrainState.CANCELLED,
+    (DrainState.RUNNING, DrainEvent.PAUSE): DrainState.PAUSED,
+    (DrainState.RUNNING, DrainEvent.FINISH): DrainState.FINISHED,
+    (DrainState.RUNNING, DrainEvent.CANCEL): DrainState.CANCELLED,
+    (DrainState.RUNNING, DrainEvent.RETRY): DrainState.RUNNING,
+    (DrainState.PAUSED, DrainEvent.RESUME): DrainState.CANARY,
+    (DrainState.PAUSED, DrainEvent.CANCEL): DrainState.CANCELLED,
+    (DrainState.PAUSED, DrainEvent.RETRY): DrainState.PAUSED,
+    (DrainState.FINISHED, DrainEvent.RETRY): DrainState.RUNNING,
+}
+
+
+class VerificationState(StrEnum):
+    """A re-reading of what is Ready on a store."""
+
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    FINISHED = "Finished"
+    CANCELLED = "Cancelled"

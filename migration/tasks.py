@@ -1,0 +1,39 @@
+"""What the queue and the worker's clock call for whole-cloud work."""
+
+from __future__ import annotations
+
+import logging
+
+from cloudstorage.errors import Conflict
+from migration import drain, preflight, verify
+from migration.models import Verification
+
+log = logging.getLogger(__name__)
+
+
+def advance_drains() -> None:
+    """One turn of the clock for every live drain, and for verifications whose worker is gone."""
+    for row in drain.live_drains():
+        try:
+            drain.advance(row)
+        except Conflict as error:
+            log.info("drain %s was changed by somebody in this moment: %s", row.uuid, error.message)
+        except Exception:
+            log.exception("drain %s could not be advanced; its next turn comes by itself", row.uuid)
+    verify.resume_abandoned()
+    preflight.wake_forgotten()
+
+
+def run_verification(number: int) -> None:
+    """Queue entry: go on with a verification."""
+    verify.run(Verification.objects.get(pk=number))
+
+
+def run_preflight(number: int) -> None:
+    """Queue entry: look at the region and keep the report."""
+    preflight.run_preflight(number)
+
+
+def schedule_listings() -> None:
+    """Compare each object store's listing with the refs once a day."""
+    verify.schedule_listings()

@@ -1,0 +1,159 @@
+"""The commands about zones and stores: one service call each, with exit codes that a script can act upon."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from stores.models import ImageStore, Volume, Zone
+from stores.services import image_stores
+from tests.factories import content, make_store, make_volume, make_zone
+
+pytestmark = [pytest.mark.db, pytest.mark.django_db]
+
+SECRET = "hunter2-Zq7"
+
+
+def objects(*more: str) -> list[str]:
+    return ["store_add", "--provider", "Memory", "--url", "memory://objects", "--name", "objects", *more]
+
+
+def test_zone_is_added_once(run):
+    assert run("zone_add", "east", "--json").json() == {"id": str(Zone.objects.get().uuid), "name": "east"}
+    again = run("zone_add", "east")
+    assert again.code == 4
+    assert "already a zone" in again.err
+    assert "-> Choose another name." in again.err
+    assert run("zone_add", " ").code == 2
+
+
+def test_store_is_added_with_its_secret_from_a_file(run, memory_store, tmp_path):
+    memory_store.password = SECRET
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    ended = run(*objects("--secret-file", f"password={tmp_path / 'secret'}", "--json"))
+    assert ended.code == 0, ended.err
+    store = ImageStore.objects.get()
+    assert ended.json()["id"] == str(store.uuid)
+    assert image_stores.details_of(store, reveal=True) == {"password": SECRET}
+    assert SECRET not in ended.out + ended.err
+
+
+def test_store_is_added_with_its_secret_from_the_environment_or_standard_input(run, memory_store, monkeypatch):
+    memory_store.password = SECRET
+    monkeypatch.setenv("STORE_PASSWORD", SECRET)
+    assert run(*objects("--secret-env", "password=STORE_PASSWORD", "--dry-run")).code == 0
+    assert not ImageStore.objects.exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO(SECRET + "\n"))
+    ended = run(*objects("--secret-file", "password=-"))
+    assert ended.code == 0, ended.err
+    assert "multipart" in ended.out
+    assert ImageStore.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        (["--detail", f"password={SECRET}"], "password"),
+        (["--detail", "password"], "detail"),
+        (["--secret-file", "password=/does/not/exist"], "password"),
+        (["--secret-env", "password=NOT_SET_ANYWHERE"], "password"),
+        (["--detail", "colour=red"], "colour"),
+    ],
+)
+def test_secret_on_the_command_line_or_out_of_reach_is_refused_and_nothing_saved(run, memory_store, more, field):
+    ended = run(*objects(*more))
+    assert ended.code == 2
+    assert f"[{field}]" in ended.err
+    assert SECRET not in ended.err
+    assert not ImageStore.objects.exists()
+
+
+def test_steps_are_told_and_the_exit_code_is_4_when_the_probe_finds_a_blocker(run, memory_store):
+    memory_store.password = SECRET
+    ended = run(*objects())
+    assert ended.code == 4
+    assert "blocker" in ended.err
+    told = run(*objects("--json"))
+    assert json.loads(told.err)["error"] == "blocked"
+    assert [step["name"] for step in json.loads(told.err)["findings"] if step["status"] == "blocker"] == ["reach"]
+    assert run(*objects("--dry-run")).code == 4
+    assert not ImageStore.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "field"),
+    [
+        (["--provider", "Ceph", "--url", "x"], 2, "provider"),
+        (["--provider", "NFS", "--url", "nfs://localhost/x"], 2, "zone"),
+        (["--provider", "NFS", "--url", "nfs://localhost/x", "--zone", "nowhere"], 3, "zone"),
+        (["--provider", "Memory", "--url", "memory://x", "--zone", "east"], 2, "zone"),
+        (["--provider", "Memory", "--url", "x"], 2, "url"),
+        (["--provider", "Memory", "--url", "memory://x", "--name", "taken"], 4, "name"),
+    ],
+)
+def test_exit_code_and_field_tell_what_is_wrong(run, memory_store, args, code, field):
+    make_zone("east")
+    make_store(name="taken")
+    ended = run("store_add", *args)
+    assert (ended.code, f"[{field}]" in ended.err, "->" in ended.err) == (code, True, True)
+    assert ImageStore.objects.count() == 1
+
+
+def test_missing_argument_is_a_usage_error(run):
+    assert run("store_add").code == 2
+    assert run("store_add", "--provider", "NFS", "--role", "King").code == 2
+
+
+def test_stores_are_listed_with_what_is_on_them(run, memory_store):
+    store = make_store(name="objects")
+    make_volume([store], size=2048)
+    listed = run("store_list").out
+    assert "objects" in listed
+    assert "2.0 KiB" in listed
+    found = run("store_list", "--json").json()
+    assert (found[0]["name"], found[0]["volumes"], found[0]["bytes"], found[0]["zone"]) == ("objects", 1, 2048, None)
+
+
+def test_store_is_checked_by_name_or_uuid(run, memory_store):
+    store = make_store(name="objects")
+    assert run("store_check", "objects").code == 0
+    assert run("store_check", str(store.uuid), "--json").json()["name"] == "objects"
+    memory_store.available = False
+    ended = run("store_check", "objects")
+    assert (ended.code, "blocker" in ended.out) == (4, True)
+    missing = run("store_check", "other")
+    assert (missing.code, "objects" in missing.err) == (3, True)
+
+
+def test_export_is_scanned_and_its_drift_reported_by_name(run, memory_store, tmp_path):
+    make_store("NFS", name="nfs", zone=make_zone("east"), folder=tmp_path / "export")
+    where = tmp_path / "export/volumes/2/7"
+    where.mkdir(parents=True)
+    (where / "disk.raw").write_bytes(content("disk", 4096))
+    (tmp_path / "export/strange.txt").write_text("?")
+    told = run("store_scan", "nfs")
+    assert told.code == 0, told.err
+    assert "found 1 volume: 1 files, 4.0 KiB" in told.out
+    assert "strange.txt" in told.out
+    report = run("store_scan", "nfs", "--json").json()
+    assert (report["adopted"], report["unchanged"], report["unknown"]["count"]) == (0, 1, 1)
+    assert Volume.objects.count() == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"colour": "red"}', None])
+def test_catalogue_that_cannot_be_used_is_refused(run, memory_store, tmp_path, text):
+    make_store("NFS", name="nfs", zone=make_zone("east"), folder=tmp_path / "export")
+    file = tmp_path / "catalogue.json"
+    if text is not None:
+        file.write_text(text)
+    ended = run("store_scan", "nfs", "--catalogue", str(file))
+    assert ended.code == 2
+    assert "catalogue" in ended.err
+
+
+def test_scan_of_a_store_that_is_away_may_be_tried_again_later(run, memory_store):
+    make_store(name="objects")
+    memory_store.available = False
+    assert run("store_scan", "objects").code == 5
