@@ -1,0 +1,125 @@
+"""A refusal names what happened, the field and the remedy; a failure says nothing of our insides."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from django.db import OperationalError
+
+from cloudstorage.errors import Busy, Unreachable
+from stores.models import Zone
+from stores.services import region as region_service
+
+pytestmark = [pytest.mark.db, pytest.mark.django_db]
+
+
+def test_field_code_and_remedy_are_named_when_a_service_refuses(api):
+    answer = api().post("stores", {"provider": "Ceph", "url": "x"})
+    found = answer.json()
+    assert answer.status_code == found["status"] == 400
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert found["type"] == "urn:cloudstorage:problem:invalid"
+    assert found["errors"] == [{"pointer": "#/provider", "code": "invalid", "detail": "There is no provider 'Ceph'."}]
+    assert "NFS" in found["remedy"]
+    assert found["request_id"] == answer.headers["X-Request-Id"]
+
+
+def test_pointer_leads_into_the_details_when_an_option_of_the_driver_is_wrong(api):
+    given = {"provider": "S3", "details": {"accesskey": "a", "bucket": "bbb"}}
+    answer = api().post("stores", given)
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["pointer"] == "#/details/secretkey"
+
+
+def test_steps_of_the_probe_are_listed_when_a_store_is_refused(api, memory_store):
+    memory_store.password = "right"
+    answer = api().post("stores", {"provider": "Memory", "url": "memory://objects", "details": {"password": "wrong"}})
+    assert (answer.status_code, answer.json()["code"]) == (409, "blocked")
+    assert [step["name"] for step in answer.json()["findings"] if step["status"] == "blocker"] == ["reach"]
+
+
+def test_possible_events_are_listed_when_the_state_forbids_it(api, cloud):
+    answer = api("operator").post(f"drains/{cloud.drain.uuid}/pause")
+    assert answer.status_code == 409
+    assert answer.json()["allowed"] == ["Start", "Cancel"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(Unreachable("gone", remedy="wait"), 503), (Busy("twice"), 409)])
+def test_status_is_that_of_the_error_and_waiting_is_advised_when_it_helps(api, monkeypatch, error, status):
+    def refuse(**_):
+        raise error
+
+    monkeypatch.setattr(region_service, "add_zone", refuse)
+    answer = api().post("zones", {"name": "z"})
+    assert answer.status_code == status
+    assert ("Retry-After" in answer.headers) == (status == 503)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("secret /etc/shadow"), 500), (OperationalError("db at 10.0.0.1"), 503)]
+)
+def test_nothing_internal_is_told_when_something_unforeseen_fails(api, monkeypatch, error, status, caplog):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(region_service, "add_zone", fail)
+    answer = api().post("zones", {"name": "z"})
+    assert answer.status_code == status
+    assert str(error) not in answer.content.decode()
+    assert "Traceback" not in answer.content.decode()
+    assert answer.json()["request_id"] == answer.headers["X-Request-Id"]
+    assert any(str(error) in record.getMessage() + str(record.exc_info) for record in caplog.records)
+
+
+def test_misspelt_filter_is_refused_rather_than_listing_everything(api):
+    answer = api().get("stores?providr=NFS")
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["pointer"] == "#/providr"
+    assert "provider" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["stores?zone=abc", "stores?role=King", "templates?pending=perhaps", "transfers?state=Dreaming", "audit?since=yesterday",
+     "whoami?x=1", "zones?limit=0", "zones?limit=201", "zones?limit=ten", "zones?cursor=%%%", "zones?cursor=bm9uZQ"],
+)  # fmt: skip
+def test_malformed_parameter_is_refused(api, path):
+    client = api("storage-admin") if not path.startswith("audit") else api("auditor")
+    answer = client.get(path)
+    assert answer.status_code == 400, answer.content
+    assert answer.json()["errors"]
+
+
+def test_misspelt_field_is_refused_and_nothing_is_done(api):
+    answer = api().post("zones", {"name": "z", "nmae": "y"})
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["pointer"] == "#/nmae"
+    assert not Zone.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "status"),
+    [(b"{", "application/json", 400), (b"[]", "application/json", 400), (b"a=b", "application/x-www-form-urlencoded", 415)],
+)
+def test_body_that_is_no_json_object_is_refused(api, data, content_type, status):
+    answer = api().send("POST", "zones", data=data, content_type=content_type)
+    assert answer.status_code == status, answer.content
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_accept_header_of_another_type_is_answered_all_the_same(api):
+    assert api().get("zones", headers={"Accept": "text/html"}).headers["Content-Type"] == "application/json"
+
+
+def test_unknown_id_is_a_problem(api):
+    answer = api().get(f"drains/{uuid.uuid4()}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+
+
+def test_zone_is_added_once(api):
+    made = api().post("zones", {"name": "east"})
+    assert made.status_code == 201
+    assert made.json() == {"id": str(Zone.objects.get().uuid), "name": "east"}
+    again = api().post("zones", {"name": "east"})
+    assert (again.status_code, again.json()["errors"][0]["pointer"]) == (409, "#/name")

@@ -1,0 +1,47 @@
+"""Reads a page as a strict browser would, and says what a content security policy would forbid."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+
+class Strict(HTMLParser):
+    """Collects what is inline, what leads elsewhere, and what a reader of the page would miss."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.faults: list[str] = []
+        self.ids: list[str] = []
+        self._labels: set[str] = set()
+        self._fields: list[str] = []
+        self._script = ""
+        self.feed(page)
+        self.faults += [f"id {found} twice" for found in {one for one in self.ids if self.ids.count(one) > 1}]
+        self.faults += [f"field {found} without a label" for found in self._fields if found not in self._labels]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        for name in given:
+            if name == "style" or name.startswith(("on", "hx-on")):
+                self.faults.append(f"{name} on <{tag}>")
+        if tag == "style":
+            self.faults.append("<style>")
+        self._script = tag if tag == "script" and "src" not in given else ""
+        for name in ("src", "href", "action"):
+            if given.get(name, "").startswith(("http:", "https:", "//", "javascript:", "data:")):
+                self.faults.append(f"{name}={given[name]}")
+        if "id" in given:
+            self.ids.append(given["id"])
+        if tag == "label":
+            self._labels.add(given.get("for", ""))
+        if tag == "th" and "scope" not in given and "class" not in given:
+            self.faults.append("<th> without scope")
+        if tag in {"input", "select"} and given.get("type") not in {"hidden", "submit"} and given.get("id", "").startswith("f-"):
+            self._fields.append(given["id"])
+
+    def handle_data(self, data: str) -> None:
+        if self._script and data.strip():
+            self.faults.append("inline <script>")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = ""

@@ -1,0 +1,372 @@
+"""The job through the console: stores, wizard, drain, items, people; what a service refuses is said at its field."""
+
+from __future__ import annotations
+
+import html
+import re
+import uuid
+
+import pytest
+
+from cloudstorage.models import ApiToken, AuditEvent
+from migration.models import Conversion, Drain, Preflight, Verification
+from migration.preflight import run_preflight
+from migration.states import DrainState
+from stores.models import ImageStore, Template, Transfer, Zone
+from stores.services import image_stores
+from stores.states import RefState, Role, TransferState
+from tests.console.conftest import CANARY
+from tests.migration.region import age_preflight
+
+pytestmark = pytest.mark.db
+
+
+def text(answer) -> str:
+    return html.unescape(answer.content.decode())
+
+
+def test_an_empty_cloud_is_told_its_first_steps_one_by_one(sign_in, settings, tmp_path):
+    settings.ALLOW_PLAIN_EXPORTS = True
+    client = sign_in("storage-admin")
+    assert "Next: Add a zone" in text(client.get("/"))
+    client.post("/zones/add/", {"name": "east"})
+    assert "Next: Add the NFS store" in text(client.get("/"))
+    zone = Zone.objects.get(name="east")
+    (tmp_path / "export").mkdir()
+    form = {"provider": "NFS", "name": "nfs", "url": f"nfs://localhost{tmp_path}/export", "zone": str(zone.uuid), "role": "Image"}
+    added = client.post("/stores/add/", form | {"do": "save"}, follow=True)
+    assert "nfs was added" in text(added)
+    assert "Next: Scan nfs" in text(client.get("/"))
+    store = ImageStore.objects.get(name="nfs")
+    assert "Scanned: found nothing" in text(client.post(f"/stores/{store.uuid}/scan/", follow=True))
+    assert "Next: Start a worker" in text(client.get("/"))
+
+
+def test_a_store_is_tested_before_it_is_saved(sign_in, settings, tmp_path):
+    settings.ALLOW_PLAIN_EXPORTS = True
+    client = sign_in("storage-admin")
+    zone = Zone.objects.create(name="east")
+    form = {"provider": "NFS", "name": "nfs", "url": f"nfs://localhost{tmp_path}", "zone": str(zone.uuid), "role": "ImageCache"}
+    page = text(client.post("/stores/add/", form | {"do": "test"}, follow=True))
+    assert "It reads back as it was written." in page
+    assert f'value="nfs://localhost{tmp_path}"' in page
+    assert not ImageStore.objects.exists()
+    client.post("/stores/add/", form | {"do": "save"})
+    assert ImageStore.objects.get().role == Role.IMAGE_CACHE
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"zone": ""}, "f-zone"),
+        ({"zone": "00000000-0000-0000-0000-000000000000"}, "f-zone"),
+        ({"url": "ftp://nowhere"}, "f-url"),
+        ({"name": "taken"}, "f-name"),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_field_and_nothing_is_saved(region, sign_in, tmp_path, change, field):
+    ImageStore.objects.filter(name="nfs-west").update(name="taken")
+    (tmp_path / "third").mkdir()
+    form = {"provider": "NFS", "name": "third", "url": f"nfs://localhost{tmp_path}/third", "role": "Image", "do": "save"}
+    form |= {"zone": str(region.zones["east"].uuid)} | change
+    answer = sign_in("storage-admin").post("/stores/add/", form)
+    assert answer.status_code >= 400
+    assert re.search(rf'id="{field}"[^>]*aria-invalid="true"', answer.content.decode())
+    assert ImageStore.objects.count() == 2
+
+
+def test_an_unreachable_store_shows_the_steps_and_is_not_saved(region, sign_in):
+    form = {"provider": "NFS", "name": "gone", "url": "nfs://filer/none", "zone": str(region.zones["east"].uuid), "role": "Image"}
+    answer = sign_in("storage-admin").post("/stores/add/", form | {"do": "save"})
+    assert answer.status_code == 409
+    assert "blocker" in text(answer)
+    assert ImageStore.objects.count() == 2
+
+
+def test_an_unknown_provider_is_refused(region, sign_in):
+    assert sign_in("storage-admin").get("/stores/add/?provider=Floppy").status_code == 400
+
+
+def test_a_store_is_renamed_limited_and_made_read_only(region, sign_in):
+    client, store = sign_in("storage-admin"), region.stores["east"]
+    client.post(f"/stores/{store.uuid}/edit/", {"name": "filer", "read_limit": "10MiB"})
+    client.post(f"/stores/{store.uuid}/readonly/", {"readonly": "true"})
+    store.refresh_from_db()
+    assert (store.name, store.read_limit, store.readonly) == ("filer", 10 * 2**20, True)
+    refused = client.post(f"/stores/{store.uuid}/edit/", {"name": "filer", "read_limit": "much"})
+    assert refused.status_code == 400
+    assert "no amount of bytes" in text(refused)
+
+
+def test_a_store_with_items_is_not_removed_and_an_empty_one_is(cloud, sign_in, tmp_path):
+    client = sign_in("storage-admin")
+    assert "cannot be removed now" in text(client.get(f"/stores/{cloud.nfs.uuid}/"))
+    assert client.post(f"/stores/{cloud.nfs.uuid}/remove/").status_code == 409
+    place = {"url": f"nfs://localhost{tmp_path}", "details": {}, "zone": cloud.region.zones["east"]}
+    empty = image_stores.add_store(actor=cloud.admin, name="spare", provider="NFS", role=Role.IMAGE_CACHE, **place)
+    client.post(f"/stores/{empty.uuid}/remove/")
+    empty.refresh_from_db()
+    assert empty.removed is not None
+
+
+def test_the_secret_of_a_store_survives_a_change_and_is_never_shown(cloud, sign_in):
+    client = sign_in("storage-admin")
+    store = cloud.conversion.object_store
+    assert "set, never shown" in text(client.get(f"/stores/{store.uuid}/"))
+    client.post(f"/stores/{store.uuid}/edit/", {"name": "bucket", "read_limit": "", "password": ""})
+    tested = client.post(f"/stores/{store.uuid}/test/", follow=True)
+    assert "no blocker" in text(tested)
+
+
+# --- the wizard ------------------------------------------------------------------------------------------------------------
+
+
+def walk_to_review(client) -> Preflight:
+    form = {"provider": "Memory", "url": "memory://objects", "name": "objects", "password": CANARY}
+    tested = client.post("/migration/new/", form | {"do": "test"}, follow=True)
+    assert "It reads back as it was written." in text(tested)
+    client.post("/migration/new/", form | {"password": "", "do": "preflight"})
+    report = Preflight.objects.get()
+    waiting = client.get(f"/migration/preflights/{report.uuid}/")
+    assert "Looking at the exports" in text(waiting)
+    assert client.get(f"/migration/preflights/{report.uuid}/?part=1").status_code == 200
+    run_preflight(report.pk)
+    assert client.get(f"/migration/preflights/{report.uuid}/?part=1").status_code == 286
+    return report
+
+
+def test_the_wizard_goes_from_the_object_store_to_a_running_drain(before, sign_in):
+    client = sign_in("storage-admin")
+    report = walk_to_review(client)
+    assert "Nothing stands against the conversion" in text(client.get(f"/migration/preflights/{report.uuid}/"))
+    review = text(client.get(f"/migration/preflights/{report.uuid}/review/"))
+    assert "Image → ImageCache" in review
+    assert "manage.py use_object_store --name objects --provider Memory" in review
+    assert CANARY not in review
+    assert not Conversion.objects.exists()
+
+    wrong = client.post(f"/migration/preflights/{report.uuid}/review/", {"typed": "object"})
+    assert wrong.status_code == 400
+    assert not Conversion.objects.exists()
+
+    client.post(f"/migration/preflights/{report.uuid}/review/", {"typed": "objects"})
+    conversion = Conversion.objects.get()
+    assert ImageStore.objects.filter(role=Role.IMAGE).get().name == "objects"
+
+    plan = {"name": "", "concurrency": "4", "bandwidth": "50MiB", "window": "", "canary": "1", "do": "start"}
+    client.post(f"/migration/conversions/{conversion.uuid}/drain/", plan)
+    drain = Drain.objects.get()
+    assert drain.state == DrainState.CANARY
+    assert (drain.batch.concurrency, drain.batch.bandwidth) == (4, 50 * 2**20)
+    live = client.get(f"/migration/drains/{drain.uuid}/live/")
+    assert live.status_code == 200
+    assert 'hx-trigger="every 2s"' in text(live)
+
+
+def test_blockers_that_may_be_accepted_are_accepted_one_by_one(before, sign_in):
+    region = before[0]
+    ImageStore.objects.filter(name="nfs-west").update(scanned_at=None)
+    client = sign_in("storage-admin")
+    report = walk_to_review(client)
+    address = f"/migration/preflights/{report.uuid}/review/"
+    blocked = client.get(address)
+    assert blocked.status_code == 409
+    assert 'name="override" value="never-scanned"' in text(blocked)
+    assert client.post(address, {"typed": "objects"}).status_code == 409
+    assert not Conversion.objects.exists()
+    assert "What changes" in text(client.get(f"{address}?override=never-scanned"))
+    client.post(address, {"typed": "objects", "override": "never-scanned"})
+    assert Conversion.objects.get().overrides == ["never-scanned"]
+    assert region.stores
+
+
+def test_an_old_preflight_is_not_enough(before, sign_in):
+    client = sign_in("storage-admin")
+    report = walk_to_review(client)
+    age_preflight(report, 48 * 3600)
+    assert "48 hours old" in text(client.get(f"/migration/preflights/{report.uuid}/review/"))
+
+
+def test_the_object_store_needs_a_name(before, sign_in):
+    form = {"provider": "Memory", "url": "memory://objects", "name": " ", "password": CANARY, "do": "preflight"}
+    answer = sign_in("storage-admin").post("/migration/new/", form)
+    assert answer.status_code == 400
+    assert not Preflight.objects.exists()
+
+
+def test_a_second_conversion_leads_to_the_open_one(cloud, sign_in):
+    page = text(sign_in("storage-admin").get("/migration/new/"))
+    assert "still open" in page
+    assert str(cloud.conversion.uuid) in page
+
+
+# --- the drain -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_is_started_paused_limited_resumed_and_cancelled(cloud, sign_in):
+    client = sign_in("operator")
+    base = f"/migration/drains/{cloud.drain.uuid}"
+
+    def state() -> str:
+        return Drain.objects.get(pk=cloud.drain.pk).state
+
+    client.post(f"{base}/start/")
+    assert state() == DrainState.CANARY
+    client.post(f"{base}/pause/")
+    assert state() == DrainState.PAUSED
+    read = {f"read-{cloud.nfs.uuid}": "20M"}
+    client.post(f"{base}/limits/", {"concurrency": "2", "bandwidth": "1GiB", "window": "22:00-06:00"} | read)
+    batch = Drain.objects.get(pk=cloud.drain.pk).batch
+    assert (batch.concurrency, batch.bandwidth, batch.window) == (2, 2**30, "22:00-06:00")
+    assert ImageStore.objects.get(pk=cloud.nfs.pk).read_limit == 20_000_000
+    client.post(f"{base}/resume/")
+    assert state() == DrainState.CANARY
+    assert "Cancel this drain?" in text(client.get(f"{base}/cancel/"))
+    client.post(f"{base}/cancel/")
+    assert state() == DrainState.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"window": "tonight"}, "not a time window"),
+        ({"concurrency": "0"}, "1 to 256"),
+        ({"bandwidth": "fast"}, "no amount of bytes"),
+    ],
+)
+def test_a_wrong_limit_is_said_at_its_field_and_changes_nothing(cloud, sign_in, change, said):
+    form = {"concurrency": "2", "bandwidth": "", "window": ""} | change
+    answer = sign_in("operator").post(f"/migration/drains/{cloud.drain.uuid}/limits/", form)
+    assert answer.status_code == 400
+    assert said in text(answer)
+    assert Drain.objects.get(pk=cloud.drain.pk).batch.concurrency == 8
+
+
+def test_failures_stand_by_cause_with_their_remedy_and_are_tried_again(cloud, sign_in):
+    client = sign_in("operator")
+    client.post(f"/migration/drains/{cloud.drain.uuid}/start/")
+    page = text(client.get(f"/migration/drains/{cloud.drain.uuid}/"))
+    assert "1 × access-denied" in page
+    assert "Ask for the right to write." in page
+    client.post(f"/migration/drains/{cloud.drain.uuid}/pause/")
+    said = text(client.post(f"/migration/drains/{cloud.drain.uuid}/retry/", follow=True))
+    assert "1 failed items are tried again" in said
+    assert not Transfer.objects.filter(state=TransferState.FAILED).exists()
+
+
+def test_a_button_that_comes_too_late_is_answered_with_what_is_possible(cloud, sign_in):
+    said = text(sign_in("operator").post(f"/migration/drains/{cloud.drain.uuid}/pause/", follow=True))
+    assert "The drain is Planned, so Pause is not possible." in said
+    assert "Possible now: Start, Cancel." in said
+
+
+def test_only_what_the_state_allows_is_offered(cloud, sign_in):
+    url = f"/migration/drains/{cloud.drain.uuid}/"
+    offered = set(re.findall(r'id="do-(\w+)"', text(sign_in("operator").get(url))))
+    assert offered == {"start", "cancel"}
+    assert not re.findall(r'id="do-(\w+)"', text(sign_in("viewer").get(url)))
+
+
+def test_progress_is_drawn_as_numbers_beside_the_bar(cloud, sign_in):
+    from migration import drain
+
+    drain._sample(cloud.drain, force=True)
+    Transfer.objects.filter(kind="snapshot").update(state=TransferState.PROVEN, proof="verified")
+    drain._sample(cloud.drain, force=True)
+    page = text(sign_in("viewer").get(f"/migration/drains/{cloud.drain.uuid}/"))
+    assert "2 of 3 items proven" in page
+    assert '<polygon class="proven"' in page
+    assert page.count("<td><time") == 2
+
+
+# --- items, verification, people -------------------------------------------------------------------------------------------
+
+
+def test_an_item_is_asked_for_and_its_page_says_so(cloud, sign_in):
+    client, item = sign_in("operator"), cloud.chain[-1]
+    said = text(client.post(f"/items/snapshot/{item.uuid}/ensure/", follow=True))
+    assert "ahead of the background" in said
+    assert Transfer.objects.get(kind="snapshot", item_id=item.pk).priority == 0
+
+
+def test_an_item_is_deleted_only_after_the_question(cloud, sign_in):
+    client, url = sign_in("storage-admin"), f"/items/template/{cloud.template.uuid}/delete/"
+    asked = text(client.get(url))
+    assert "nfs-east" in asked
+    assert Template.objects.get(pk=cloud.template.pk).removed is None
+    client.post(url)
+    assert set(cloud.template.refs.values_list("state", flat=True)) <= {RefState.DESTROYING, RefState.DESTROYED}
+
+
+def test_the_item_page_links_to_content_that_can_be_read(cloud, sign_in):
+    client = sign_in("viewer")
+    page = client.get(f"/items/template/{cloud.template.uuid}/").content.decode()
+    link = html.unescape(re.search(r'href="(/api/v1/templates/[^"]+/content[^"]*)"', page).group(1))
+    answer = client.get(link)
+    assert b"".join(answer.streaming_content) == b"content of debian"
+
+
+def test_the_chain_of_a_snapshot_is_shown_both_ways(cloud, sign_in):
+    client = sign_in("viewer")
+    full, child = cloud.chain
+    assert f"/items/snapshot/{child.uuid}/" in text(client.get(f"/items/snapshot/{full.uuid}/"))
+    assert f"/items/snapshot/{full.uuid}/" in text(client.get(f"/items/snapshot/{child.uuid}/"))
+
+
+def test_a_verification_is_started_and_watched(cloud, sign_in):
+    client = sign_in("operator")
+    before = Verification.objects.count()
+    form = {"store": str(cloud.conversion.object_store.uuid), "mode": "content", "sample_percent": "50"}
+    client.post("/migration/verifications/new/", form)
+    row = Verification.objects.first()
+    assert (Verification.objects.count(), row.sample_percent) == (before + 1, 50)
+    assert client.get(f"/migration/verifications/{row.uuid}/?part=1").status_code == 200
+    assert client.post("/migration/verifications/new/", form | {"sample_percent": "900"}).status_code == 400
+    Verification.objects.update(state="Finished")
+    assert client.get(f"/migration/verifications/{row.uuid}/?part=1").status_code == 286
+
+
+def test_a_token_is_shown_once_and_works(cloud, sign_in):
+    client = sign_in("operator")
+    made = text(client.post("/tokens/add/", {"name": "backup", "role": "viewer", "days": "30"}))
+    secret = re.search(r"cs_[\w-]{30,}", made).group(0)
+    assert secret not in text(client.get("/tokens/"))
+    client.logout()
+    assert client.get("/api/v1/stores", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+    sign_in("operator").post(f"/tokens/{secret[:12]}/revoke/")
+    assert ApiToken.objects.get(prefix=secret[:12]).revoked is not None
+
+
+def test_nobody_makes_a_token_with_more_than_their_role(cloud, sign_in):
+    answer = sign_in("viewer").post("/tokens/add/", {"name": "more", "role": "storage-admin", "days": "30"})
+    assert answer.status_code == 400
+    assert not ApiToken.objects.filter(name="more").exists()
+
+
+def test_a_user_is_added_with_a_strong_password_only(cloud, sign_in):
+    client = sign_in("storage-admin")
+    weak = client.post("/people/add/", {"name": "eve", "role": "viewer", "password": "short"})
+    assert weak.status_code == 400
+    client.post("/people/add/", {"name": "eve", "role": "viewer", "password": "correct horse battery"})
+    client.logout()
+    form = {"username": "eve", "password": "correct horse battery", "next": "/"}
+    assert client.post("/login/", form)["Location"] == "/"
+    assert client.get("/").status_code == 200
+
+
+def test_the_audit_trail_is_filtered_and_given_as_a_table(cloud, sign_in):
+    AuditEvent.objects.create(actor="=cmd()", action="test.formula", target="none")
+    client = sign_in("auditor")
+    page = text(client.get("/audit/?action=conversion"))
+    assert "conversion.convert" in page
+    assert "test.formula" not in page
+    sheet = client.get("/audit/?format=csv&action=test").content.decode()
+    assert "'=cmd()" in sheet
+
+
+def test_what_does_not_exist_is_a_page_that_says_so(cloud, sign_in):
+    client, none = sign_in("storage-admin"), uuid.uuid4()
+    for url in ("stores", "items/template", "migration/drains", "migration/conversions", "migration/preflights"):
+        answer = client.get(f"/{url}/{none}/")
+        assert answer.status_code == 404
+        assert "Not found" in text(answer)
