@@ -1,0 +1,452 @@
+"""The stages of the job as a program that a checkpoint may kill, and what a worker does afterwards.
+
+`python -m tests.crash.stage NAME` runs one and prints a line of JSON; without a name it serves requests from standard input, each
+in a fork of its own: importing everything once saves most of the time. CLOUDSTORAGE_* say where everything is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import django
+
+MiB = 1 << 20
+ZONES = ("zone1", "zone2")
+UPLOADED = random.Random("uploaded").randbytes(17 * MiB)
+"""Two parts."""
+
+
+def url_of(zone: str) -> str:
+    return f"nfs://{zone}.example/export"
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloudstorage.settings")
+    django.setup()
+    if len(sys.argv) > 1:
+        print(json.dumps(STAGES[sys.argv[1]]()), flush=True)
+        return
+    for module in (
+        "boto3",
+        "botocore.session",
+        "migration.conversion",
+        "migration.tasks",
+        "stores.tasks",
+        "stores.services.scan",
+    ):
+        importlib.import_module(module)
+    for line in sys.stdin:
+        print(json.dumps(serve(json.loads(line))), flush=True)
+
+
+def serve(request: dict[str, Any]) -> dict[str, Any]:
+    """Run `request["stage"]` in a fork with `request["environment"]`; tells its wait status and what it said."""
+    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as log:
+        child = os.fork()
+        if not child:
+            run_forked(request, told.fileno(), log.fileno())
+        _, status = os.waitpid(child, 0)
+        for file in (told, log):
+            file.seek(0)
+        text = told.read()
+        return {
+            "status": os.waitstatus_to_exitcode(status),
+            "told": json.loads(text) if text else None,
+            "log": log.read()[-6000:],
+        }
+
+
+def run_forked(request: dict[str, Any], told: int, log: int) -> None:
+    code = 1
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.update(request["environment"])
+        from django.conf import settings
+
+        from cloudstorage import checkpoints
+
+        importlib.reload(checkpoints)  # reads the environment again; `reach` looks its variables up in the module
+        settings.NFS_MOUNTS = dict(pair.split("=", 1) for pair in os.environ["CLOUDSTORAGE_NFS_MOUNTS"].split(","))
+        os.write(told, json.dumps(STAGES[request["stage"]]()).encode())
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+# --- what is there ---------------------------------------------------------------------------------------------------------
+
+
+def actor() -> Any:
+    from cloudstorage.actors import cli_actor
+
+    return cli_actor()
+
+
+def target() -> dict[str, Any]:
+    return {"name": "objects", "provider": "S3", "url": "", "details": json.loads(os.environ["CRASH_TARGET"])}
+
+
+def exports() -> list[Any]:
+    from stores.models import ImageStore
+
+    return list(ImageStore.objects.filter(scope="ZONE").order_by("pk"))
+
+
+def object_store() -> Any:
+    from stores.models import ImageStore
+
+    return ImageStore.objects.get(scope="REGION")
+
+
+def the_drain() -> Any:
+    from migration.models import Drain
+
+    return Drain.objects.get()
+
+
+def worker_id() -> int:
+    """A worker row that reaches every store, new for every process."""
+    from django.utils import timezone
+
+    from stores.models import ImageStore, Worker, WorkerReach
+    from stores.tasks import register_worker
+
+    Worker.objects.filter(stopped=None).update(stopped=timezone.now())
+    row = register_worker()
+    for store in ImageStore.objects.all():
+        WorkerReach.objects.create(worker=row, store=store, ok=True)
+    return row.pk
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------------
+
+
+def migrate() -> None:
+    from django.core.management import call_command
+
+    from cloudstorage.models import Installation
+
+    call_command("migrate", verbosity=0)
+    Installation.get()  # the cloud's identity, which markers on the exports name
+
+
+def store_add() -> None:
+    """Add both exports; those that are there already are left."""
+    from stores.models import ImageStore, Zone
+    from stores.services.image_stores import add_store
+
+    for name in ZONES:
+        zone, _ = Zone.objects.get_or_create(name=name)
+        if not ImageStore.objects.filter(zone=zone).exists():
+            add_store(actor=actor(), name=f"nfs-{name}", provider="NFS", url=url_of(name), details={}, zone=zone)
+
+
+def scan() -> dict[str, Any]:
+    """Scan both exports, waiting for the lease of a scan that died."""
+    from cloudstorage.errors import Busy
+    from stores.services.scan import scan_store
+
+    told = {}
+    for store in exports():
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                told[store.name] = scan_store(actor=actor(), store=store).as_json()
+                break
+            except Busy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+    return told
+
+
+def preflight() -> None:
+    from migration.preflight import preflight as look
+
+    worker_id()
+    report = look(actor=actor(), **target())
+    assert report.blockers == 0, report.report["findings"]
+
+
+def convert() -> None:
+    """Convert, unless that has happened."""
+    from migration.conversion import convert as switch
+    from migration.conversion import open_conversion
+
+    if open_conversion() is None:
+        switch(actor=actor(), **target())
+
+
+def begin_drain() -> None:
+    """Plan and start; CRASH_BANDWIDTH (bytes per second), CRASH_CANARY and CRASH_CONCURRENCY (items) where it matters."""
+    from migration import drain
+    from migration.conversion import open_conversion
+
+    conversion = open_conversion()
+    assert conversion is not None
+    bandwidth = int(os.environ.get("CRASH_BANDWIDTH", "0")) or None
+    canary = int(os.environ.get("CRASH_CANARY", "2"))
+    concurrency = int(os.environ.get("CRASH_CONCURRENCY", "8"))
+    row = drain.plan(actor=actor(), conversion=conversion, bandwidth=bandwidth, canary_items=canary, concurrency=concurrency)
+    drain.start(actor=actor(), drain=row)
+
+
+def run_drain() -> None:
+    """Pump and advance until the drain has ended, as the worker and its clock do."""
+    from migration import drain
+    from migration.states import DrainState
+    from stores import tasks
+    from stores.worker import Pump
+
+    worker = worker_id()
+    deadline = time.monotonic() + 60
+    row = the_drain()
+    while row.state in {DrainState.CANARY, DrainState.RUNNING}:
+        assert time.monotonic() < deadline, drain.progress(row)
+        tasks.keep_house()
+        if not Pump(worker, slots=8).run():
+            time.sleep(0.05)
+        drain.advance(row)
+        row.refresh_from_db()
+
+
+def pump() -> None:
+    """One queue message."""
+    from stores.worker import Pump
+
+    Pump(worker_id(), slots=8).run()
+
+
+def cancel() -> dict[str, int]:
+    """Cancel a drain whose worker died in the middle; the debris stays."""
+    from migration import drain
+    from stores.models import Transfer, TransferUpload
+
+    drain.cancel(actor=actor(), drain=the_drain())
+    return {"unswept": Transfer.objects.filter(swept=False).count(), "uploads": TransferUpload.objects.count()}
+
+
+def clean_up() -> None:
+    from stores import tasks
+
+    tasks.clean_up()
+
+
+def delete() -> None:
+    """Delete the template that both zones and the object store have, bytes and all."""
+    from stores.models import Kind, Template
+    from stores.services import items
+
+    items.delete_item(actor=actor(), kind=Kind.TEMPLATE, item=Template.objects.get(upstream_id=201))
+    items.finish_deletes()
+
+
+def upload() -> None:
+    from stores.models import Kind, Zone
+    from stores.services.uploads import register_upload
+
+    register_upload(
+        actor=actor(),
+        kind=Kind.VOLUME,
+        zone=Zone.objects.get(name="zone1"),
+        account_id=2,
+        name="uploaded",
+        filename="uploaded.raw",
+        stream=io.BytesIO(UPLOADED),
+        size=len(UPLOADED),
+    )
+
+
+def journal() -> None:
+    from stores import tasks
+
+    tasks.write_journals()
+
+
+def reader_token() -> str:
+    """A bearer token that may read items."""
+    from django.contrib.auth.models import User
+
+    from cloudstorage.people import create_token
+
+    User.objects.create_superuser("reader")
+    _, secret = create_token(actor=actor(), username="reader", name="test", role="viewer", days=1)
+    return secret
+
+
+def check() -> int:
+    """Read everything on the object store again; returns the number of findings."""
+    from migration import verify
+    from migration.models import Verification
+
+    row = Verification.objects.first() or verify.verify(actor=actor(), store=object_store())
+    return verified(row)
+
+
+def verified(row: Any) -> int:
+    from migration import verify
+    from migration.states import VerificationState
+
+    deadline = time.monotonic() + 30
+    while row.state != VerificationState.FINISHED:
+        assert time.monotonic() < deadline, f"the verification is still {row.state}"
+        verify.run(row)
+        row.refresh_from_db()
+    return int(row.findings_count)
+
+
+# --- afterwards ------------------------------------------------------------------------------------------------------------
+
+
+def a_day_passes() -> None:
+    """For what is given up only after a day of silence."""
+    from django.utils import timezone
+
+    from stores.models import KINDS, Hold
+
+    past = timezone.now() - timedelta(days=2)
+    Hold.objects.update(expires=past)
+    for models in KINDS.values():
+        models.ref.objects.filter(state="Creating").update(updated=past)
+
+
+def settle() -> dict[str, Any]:
+    """Let the worker's clock run until nothing changes any more; tells what is then true."""
+    from migration import verify
+    from migration.models import Conversion, Verification
+    from stores import tasks
+    from stores.models import KINDS, ImageStore, Transfer
+    from stores.services import holds
+    from stores.services.image_stores import driver_for
+
+    deadline = time.monotonic() + 20
+    while True:
+        tasks.keep_house()
+        tasks.clean_up()
+        tasks.reap()
+        drivers = [driver_for(store) for store in ImageStore.objects.all()]
+        pending = [found.key for driver in drivers for found in (*driver.pending_uploads(), *driver.list(".cs-probe/"))]
+        going = [models.ref.objects.filter(state__in=["Creating", "Destroying"]).count() for models in KINDS.values()]
+        if not pending and not any(going) and not Transfer.objects.filter(swept=False).exists():
+            break
+        assert time.monotonic() < deadline, f"not quiet: debris {pending}, refs on their way {going}"
+        time.sleep(0.1)
+    told: dict[str, Any] = {
+        "counts": [str(wrong) for wrong in holds.recount()],
+        "stores": ImageStore.objects.filter(scope="ZONE").count(),
+        "object stores": ImageStore.objects.filter(scope="REGION").count(),
+        "conversions": Conversion.objects.count(),
+        "items": sum(models.item.objects.filter(removed=None).count() for models in KINDS.values()),
+        "listing": [],
+        "refs": {},
+    }
+    if told["object stores"]:
+        row = Verification.objects.create(store=object_store(), actor="test", mode=Verification.LISTING)
+        verify.run(row)
+        row.refresh_from_db()
+        told["listing"] = row.findings
+        for models in KINDS.values():
+            for state in models.ref.objects.filter(store=object_store()).values_list("state", flat=True):
+                told["refs"][state] = told["refs"].get(state, 0) + 1
+    return told
+
+
+def after_store_add() -> dict[str, Any]:
+    store_add()
+    return settle()
+
+
+def after_scan() -> dict[str, Any]:
+    scan()
+    again = scan()
+    assert not any(report["adopted"] for report in again.values()), again
+    return settle()
+
+
+def after_convert() -> dict[str, Any]:
+    convert()
+    return settle()
+
+
+def after_drain() -> dict[str, Any]:
+    run_drain()
+    return settle() | {"drain": the_drain().note}
+
+
+def after_fail() -> dict[str, Any]:
+    """The exports are themselves again, and the pauses before the next attempts are over."""
+    from django.utils import timezone
+
+    from stores.models import Transfer
+
+    Transfer.objects.update(next_attempt_at=timezone.now())
+    return after_drain()
+
+
+def after_delete() -> dict[str, Any]:
+    return settle()
+
+
+def after_upload() -> dict[str, Any]:
+    a_day_passes()
+    return settle()
+
+
+def after_journal() -> dict[str, Any]:
+    journal()
+    return settle()
+
+
+def after_check() -> dict[str, Any]:
+    return {"findings": check()} | settle()
+
+
+STAGES = {
+    function.__name__: function
+    for function in (
+        migrate,
+        store_add,
+        scan,
+        preflight,
+        convert,
+        begin_drain,
+        run_drain,
+        pump,
+        cancel,
+        clean_up,
+        delete,
+        upload,
+        journal,
+        check,
+        reader_token,
+        a_day_passes,
+        settle,
+        after_store_add,
+        after_scan,
+        after_convert,
+        after_drain,
+        after_fail,
+        after_delete,
+        after_upload,
+        after_journal,
+        after_check,
+    )
+}
+
+if __name__ == "__main__":
+    main()

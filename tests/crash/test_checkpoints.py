@@ -1,0 +1,186 @@
+"""kill -9 at every checkpoint of every stage: what a worker does afterwards brings each item where it belongs, with nothing left over."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.crash.ground import LARGE, Ground, fingerprint
+from tests.crash.stage import UPLOADED
+from tests.servers.process import REPOSITORY
+
+pytestmark = [pytest.mark.live, pytest.mark.crash]
+
+STAGES = {
+    # stage: (start state, what runs, what a worker does afterwards, whether the exports are changed)
+    "store_add": ("empty", "store_add", "after_store_add", True),
+    "scan": ("added", "scan", "after_scan", False),
+    "convert": ("scanned", "convert", "after_convert", False),
+    "drain": ("draining", "run_drain", "after_drain", False),
+    "fail": ("draining", "pump", "after_fail", True),
+    "cancel": ("cancelled", "clean_up", "settle", False),
+    "journal": ("drained", "journal", "after_journal", False),
+    "check": ("drained", "check", "after_check", False),
+    "delete": ("drained", "delete", "after_delete", True),
+    "upload": ("drained", "upload", "after_upload", False),
+}
+IN_THE_MIDDLE = {"copy.part": 2, "prove.before": 3, "prove.before-commit": 2, "prove.committed": 3}
+"""Checkpoints at which it dies once more, at this hit."""
+ELSEWHERE: set[str] = set()
+"""Checkpoints that only tests of other folders kill at."""
+
+
+@pytest.fixture(scope="module")
+def ground(converted) -> Ground:
+    """Every state that a stage begins with, each made by the stage before; all stages have run to their end once."""
+    converted.restore("converted")
+    converted.must("begin_drain")
+    converted.save("draining")
+    converted.reached["drain"] = converted.trace("run_drain")
+    converted.save("drained")
+    converted.restore("draining")
+    for death in ("copy.part:2", "prove.before"):  # leaves an upload half done, then objects that nobody proved
+        assert converted.run("run_drain", die_at=death).status == -9
+    debris = converted.must("cancel")
+    assert all(debris.values()), debris
+    converted.save("cancelled")
+    for stage, (state, runs, _, changes) in STAGES.items():
+        if stage not in converted.reached:
+            converted.restore(state)
+            exports = converted.copy_exports(new=False) if changes else None
+            converted.reached[stage] = converted.trace(runs, exports=exports)
+    return converted
+
+
+@pytest.fixture(scope="module")
+def reached(ground) -> dict[str, dict[str, int]]:
+    """Stage -> checkpoint -> how often it is reached when nobody kills."""
+    return ground.reached
+
+
+def named_in_code() -> set[str]:
+    sources = [path for app in ("cloudstorage", "stores", "migration") for path in (REPOSITORY / app).rglob("*.py")]
+    return {name for path in sources for name in re.findall(r'reach\("([a-z.-]+)"\)', path.read_text())} - {"name"}
+
+
+def test_every_checkpoint_is_reached_by_a_stage(reached):
+    names = {name for stage in reached.values() for name in stage}
+    assert named_in_code() - names - ELSEWHERE == set()
+    assert names - named_in_code() == set()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_is_whole_and_nothing_left_over_after_a_death_anywhere(stage, ground, reached):
+    deaths = list(reached[stage])
+    deaths += [f"{name}:{hit}" for name, hit in IN_THE_MIDDLE.items() if reached[stage].get(name, 0) >= hit]
+    for death in deaths:
+        started = time.monotonic()
+        die(ground, stage, death)
+        print(f"{stage} {death}: {time.monotonic() - started:.1f} s")
+
+
+def die(ground: Ground, stage: str, death: str) -> None:
+    state, runs, afterwards, changes = STAGES[stage]
+    before = {zone: fingerprint(path) for zone, path in ground.region.zones.items()}
+    exports = ground.copy_exports(new=state == "empty") if changes else None
+    ground.restore(state)
+    ended = ground.run(runs, exports=exports, die_at=death)
+    assert ended.status == -9, f"{stage} did not die at {death}:\n{ended.log}"
+    told = ground.must(afterwards, exports=None if stage == "fail" else exports)
+    where = f"after a death at {death} in {stage}: {told}"
+    assert told["counts"] == [], where
+    assert told["listing"] == [], where
+    assert told["stores"] == 2, where
+    assert ground.pending_uploads() == [], where
+    assert ground.temporary_files() == ground.temporary_files(exports) == [], where
+    assert {zone: fingerprint(path) for zone, path in ground.region.zones.items()} == before, where
+    CHECKS[stage](ground, told, where, exports)
+
+
+def check_alone(ground: Ground, told, where: str, exports) -> None:
+    assert told["object stores"] == told["conversions"] == 0, where
+
+
+def check_scanned(ground: Ground, told, where: str, exports) -> None:
+    check_alone(ground, told, where, exports)
+    assert told["items"] == item_count(ground), where
+
+
+def check_converted(ground: Ground, told, where: str, exports) -> None:
+    assert told["object stores"] == told["conversions"] == 1, where
+    assert told["refs"] == {"Promised": item_count(ground)}, where
+    assert ground.stored() == {}, where
+
+
+def check_drained(ground: Ground, told, where: str, exports) -> None:
+    assert told["refs"] == {"Ready": item_count(ground)}, where
+    assert ground.stored() == ground.hashes, where
+
+
+def check_cancelled(ground: Ground, told, where: str, exports) -> None:
+    ready = told["refs"].get("Ready", 0)
+    assert told["refs"] == {"Promised": item_count(ground) - ready} | ({"Ready": ready} if ready else {}), where
+    stored = ground.stored()
+    assert stored.items() <= ground.hashes.items(), where
+    assert LARGE not in stored, where
+
+
+def check_journal(ground: Ground, told, where: str, exports) -> None:
+    check_drained(ground, told, where, exports)
+    keys = [key for key in ground.keys() if "/.cs-journal/" in key]  # noqa: SIM118 - no dictionary
+    lines = [line for key in keys for line in ground.s3.get_object(Bucket="crash", Key=key)["Body"].read().splitlines()]
+    written = {match.group(1) for line in lines if (match := re.search(rb'"uuid":"([0-9a-f-]+)"', line))}
+    assert len(written) == item_count(ground), where
+
+
+def check_verified(ground: Ground, told, where: str, exports) -> None:
+    assert told["findings"] == 0, where
+    check_drained(ground, told, where, exports)
+
+
+def check_deleted(ground: Ground, told, where: str, exports) -> None:
+    """The template is everywhere or nowhere; where its bytes went on an export, they wait in the trash."""
+    gone = {path for path in ground.hashes if path.startswith("template/tmpl/2/201/")}
+    left = {path for path in gone for export in exports.values() if (export / path).exists()}
+    stored = ground.stored()
+    if left:
+        assert left == gone, where
+        assert stored == ground.hashes, where
+        assert told["items"] == item_count(ground), where
+    else:
+        assert stored == {path: digest for path, digest in ground.hashes.items() if path not in gone}, where
+        assert told["items"] == item_count(ground) - 1, where
+        for export in exports.values():
+            in_trash = {path.name for path in (export / ".cs-trash").rglob("*") if path.is_file()}
+            assert in_trash == {Path(path).name for path in gone}, where
+
+
+def check_uploaded(ground: Ground, told, where: str, exports) -> None:
+    stored = ground.stored()
+    new = stored.keys() - ground.hashes.keys()
+    assert {path: digest for path, digest in stored.items() if path not in new} == ground.hashes, where
+    assert told["items"] == item_count(ground) + len(new), where
+    assert [stored[path] for path in new] in ([], [hashlib.sha256(UPLOADED).hexdigest()]), where
+
+
+def item_count(ground: Ground) -> int:
+    """Items of the region, those in both zones once."""
+    return len({(item.kind, item.account_id, item.upstream_id) for item in ground.region.items})
+
+
+CHECKS = {
+    "store_add": check_alone,
+    "scan": check_scanned,
+    "convert": check_converted,
+    "drain": check_drained,
+    "fail": check_drained,
+    "cancel": check_cancelled,
+    "journal": check_journal,
+    "check": check_verified,
+    "delete": check_deleted,
+    "upload": check_uploaded,
+}
