@@ -1,4 +1,4 @@
-"""Rows of moving a whole cloud: preflight reports, conversions with the former state, drains, verifications."""
+"""Rows of moving a whole cloud: preflight reports, conversions with the former state, drains, retirements, verifications."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
-from migration.states import ConversionState, DrainState, VerificationState
+from migration.states import ConversionState, DecommissionState, DrainState, VerificationState
 from stores.models import ImageStore, TransferBatch
 
 
@@ -151,7 +151,7 @@ class DrainSample(models.Model):
 class Verification(models.Model):
     """A check of what a store really has: contents read again and hashed, or its listing compared with the refs."""
 
-    CONTENT, LISTING = "content", "listing"
+    CONTENT, LISTING, RETIRE = "content", "listing", "retire"
 
     id = models.BigAutoField(primary_key=True)
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
@@ -160,13 +160,16 @@ class Verification(models.Model):
         max_length=16, choices=[(state, state) for state in VerificationState], default=VerificationState.QUEUED
     )
     actor = models.CharField(max_length=255)
-    mode = models.CharField(max_length=8, choices=[(CONTENT, CONTENT), (LISTING, LISTING)], default=CONTENT)
+    mode = models.CharField(max_length=8, choices=[(CONTENT, CONTENT), (LISTING, LISTING), (RETIRE, RETIRE)], default=CONTENT)
+    """`retire` reads every original and its proven copy, then lists what no ref knows; see `Decommission`."""
     sample_percent = models.FloatField(default=100)
     created = models.DateTimeField(default=timezone.now)
     finished_at = models.DateTimeField(null=True, blank=True)
     cursor = models.JSONField(default=dict, blank=True)
     """Where it goes on after a stop: last ref id by kind."""
     lease_until = models.DateTimeField(null=True, blank=True)
+    epoch = models.PositiveIntegerField(default=0)
+    """Fences whoever held the lease before."""
     items_checked = models.BigIntegerField(default=0)
     bytes_checked = models.BigIntegerField(default=0)
     findings = models.JSONField(default=list, blank=True)
@@ -178,3 +181,105 @@ class Verification(models.Model):
 
     def __str__(self) -> str:
         return f"verification {self.uuid}: {self.state}"
+
+
+class Decommission(models.Model):
+    """The retirement of a staging store; its evidence is in `RetiredFile` and outlives the store's refs."""
+
+    id = models.BigAutoField(primary_key=True)
+    uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    store = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="decommissions")
+    verification = models.OneToOneField(Verification, on_delete=models.PROTECT, related_name="decommission")
+    state = models.CharField(
+        max_length=16, choices=[(state, state) for state in DecommissionState], default=DecommissionState.CHECKING
+    )
+    actor = models.CharField(max_length=255)
+    created = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    """When the store was removed, or why not: refused or cancelled."""
+    note = models.TextField(blank=True, default="")
+    """Why it is in this state, for people."""
+    former_readonly = models.BooleanField()
+    lease_until = models.DateTimeField(null=True, blank=True)
+    """One worker at a time ends it or deletes its files; also when it is to be tried again."""
+    unknown_count = models.BigIntegerField(default=0)
+    unknown_bytes = models.BigIntegerField(default=0)
+    unknown_digest = models.CharField(max_length=64, blank=True, default="")
+    """SHA-256 over the lines `<size>  <path>` of all files that no ref knows, in the order of the listing."""
+    acknowledged_digest = models.CharField(max_length=64, blank=True, default="")
+    acknowledged_by = models.CharField(max_length=255, blank=True, default="")
+    acknowledged_at = models.DateTimeField(null=True, blank=True)
+    totals = models.JSONField(default=dict, blank=True)
+    """Of the signed report: items, files, bytes, files not read again."""
+    sums_sha256 = models.CharField(max_length=64, blank=True, default="")
+    """SHA-256 of the report's SHA256SUMS, which stands in the audit trail too."""
+    deletion_by = models.CharField(max_length=255, blank=True, default="")
+    deletion_at = models.DateTimeField(null=True, blank=True)
+    in_trash_at = models.DateTimeField(null=True, blank=True)
+    deletion_cursor = models.BigIntegerField(default=0)
+    files_deleted = models.BigIntegerField(default=0)
+    files_left = models.BigIntegerField(default=0)
+    """Changed or gone since they were read, so left alone."""
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["store"],
+                condition=Q(state__in=[DecommissionState.CHECKING, DecommissionState.WAITING]),
+                name="decommission_one_live",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"decommission {self.uuid}: {self.state}"
+
+
+class RetiredFile(models.Model):
+    """A line of a retirement's report: an original, its proven copy, and when both were read again (null: not in the sample)."""
+
+    id = models.BigAutoField(primary_key=True)
+    decommission = models.ForeignKey(Decommission, on_delete=models.CASCADE, related_name="files")
+    kind = models.CharField(max_length=16)
+    ref_id = models.BigIntegerField()
+    """Of the original; it is Destroyed once the store is retired."""
+    item_uuid = models.UUIDField()
+    item_name = models.CharField(max_length=255)
+    account = models.CharField(max_length=255)
+    path = models.CharField(max_length=1024)
+    size = models.BigIntegerField()
+    sha256 = models.CharField(max_length=64)
+    version = models.CharField(max_length=255, blank=True)
+    """The original's, as it was read; another one later means that somebody changed it."""
+    copy_store = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="+")
+    key = models.CharField(max_length=1024)
+    proof = models.CharField(max_length=16)
+    proven_at = models.DateTimeField(null=True)
+    original_read_at = models.DateTimeField(null=True)
+    copy_read_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["decommission", "path"], name="retired_file_once")]
+        indexes: ClassVar = [
+            models.Index(fields=["decommission", "id"], name="retired_file_order"),
+            models.Index(fields=["decommission", "kind", "ref_id"], name="retired_file_by_ref"),
+        ]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class UnknownFile(models.Model):
+    """A file on a store to be retired that no ref knows."""
+
+    id = models.BigAutoField(primary_key=True)
+    decommission = models.ForeignKey(Decommission, on_delete=models.CASCADE, related_name="unknown")
+    path = models.TextField()
+    """Bytes that are no UTF-8 are escaped."""
+    size = models.BigIntegerField()
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["decommission", "id"], name="unknown_file_order")]
+
+    def __str__(self) -> str:
+        return self.path

@@ -1,4 +1,4 @@
-"""State machines of conversions, drains and verifications as tables; see `stores.states` for how tables are used."""
+"""State machines of conversions, drains, retirements and verifications as tables; see `stores.states` for how tables are used."""
 
 from __future__ import annotations
 
@@ -67,6 +67,43 @@ DRAIN_TRANSITIONS: Mapping[tuple[DrainState, DrainEvent], DrainState] = {
     (DrainState.PAUSED, DrainEvent.CANCEL): DrainState.CANCELLED,
     (DrainState.PAUSED, DrainEvent.RETRY): DrainState.PAUSED,
     (DrainState.FINISHED, DrainEvent.RETRY): DrainState.RUNNING,
+}
+
+
+class DecommissionState(StrEnum):
+    """Retiring a staging store: read everything again, sign the report, remove the store; its files go only when asked for."""
+
+    CHECKING = "Checking"
+    WAITING = "Waiting"
+    REFUSED = "Refused"
+    CANCELLED = "Cancelled"
+    RETIRED = "Retired"
+    DELETING = "Deleting"
+    IN_TRASH = "InTrash"
+    DELETED = "Deleted"
+
+
+class DecommissionEvent(StrEnum):
+    FIND_DIFFERENCE = "FindDifference"
+    ASK = "Ask"
+    ACKNOWLEDGE = "Acknowledge"
+    RETIRE = "Retire"
+    CANCEL = "Cancel"
+    DELETE_FILES = "DeleteFiles"
+    FILES_IN_TRASH = "FilesInTrash"
+    PURGE = "Purge"
+
+
+DECOMMISSION_TRANSITIONS: Mapping[tuple[DecommissionState, DecommissionEvent], DecommissionState] = {
+    (DecommissionState.CHECKING, DecommissionEvent.FIND_DIFFERENCE): DecommissionState.REFUSED,
+    (DecommissionState.CHECKING, DecommissionEvent.ASK): DecommissionState.WAITING,
+    (DecommissionState.CHECKING, DecommissionEvent.RETIRE): DecommissionState.RETIRED,
+    (DecommissionState.CHECKING, DecommissionEvent.CANCEL): DecommissionState.CANCELLED,
+    (DecommissionState.WAITING, DecommissionEvent.ACKNOWLEDGE): DecommissionState.CHECKING,
+    (DecommissionState.WAITING, DecommissionEvent.CANCEL): DecommissionState.CANCELLED,
+    (DecommissionState.RETIRED, DecommissionEvent.DELETE_FILES): DecommissionState.DELETING,
+    (DecommissionState.DELETING, DecommissionEvent.FILES_IN_TRASH): DecommissionState.IN_TRASH,
+    (DecommissionState.IN_TRASH, DecommissionEvent.PURGE): DecommissionState.DELETED,
 }
 
 
