@@ -52,6 +52,7 @@ MAX_KEY = 1024
 HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 MARKER_LIMIT = 64 * 1024
 MAX_PRESIGN = 7 * 24 * 3600
+_MD5 = re.compile("[0-9a-f]{32}")
 
 
 Parts = list[Part]  # inside the class, `list` is the method
@@ -284,6 +285,27 @@ class S3Driver(StoreDriver):
         size = sum(part.size for part in parts)
         if upload.size not in {None, size}:
             raise Corrupt(f"The parts of {shown(upload.key)} add up to {size} bytes, not to {upload.size}.")
+        found = self._completed_earlier(upload, parts, size) or self._complete(upload, parts, if_absent=if_absent)
+        if found["ContentLength"] != size:
+            message = f"{shown(upload.key)} was completed with {found['ContentLength']} bytes instead of {size}."
+            raise Corrupt(message)
+        if parts and all(part.verified for part in parts):
+            proof: Proof | None = Proof.VERIFIED
+        else:
+            proof = self._attested("etag_md5_multipart", etag_of(found), _joined_md5([part.digest for part in parts]), found)
+        return self._stored(upload.key, size, found, proof)
+
+    def _completed_earlier(self, upload: Upload, parts: Sequence[Part], size: int) -> dict[str, Any] | None:
+        """What an earlier call published, if it tells by its ETag that it consists of these parts."""
+        # Asked before completing: some servers answer a repeated completion with success, and publish the object anew.
+        try:
+            found = self.call("head_object", f"look at {shown(upload.key)}", Key=self.full_key(upload.key))
+        except NotFound:
+            return None
+        same = found["ContentLength"] == size and etag_of(found) == _joined_md5([part.etag for part in parts])
+        return found if same and _carries(found, upload.token) else None
+
+    def _complete(self, upload: Upload, parts: Sequence[Part], *, if_absent: bool) -> dict[str, Any]:
         conditional = if_absent and self.config.facts.get("conditional_complete") is True
         try:
             self.call(
@@ -299,17 +321,8 @@ class S3Driver(StoreDriver):
             own = self._own(upload.key, upload.token)
             if own is None:
                 raise
-            found = own
-        else:
-            found = self.call("head_object", f"look at {shown(upload.key)}", Key=self.full_key(upload.key))
-        if found["ContentLength"] != size:
-            message = f"{shown(upload.key)} was completed with {found['ContentLength']} bytes instead of {size}."
-            raise Corrupt(message)
-        if parts and all(part.verified for part in parts):
-            proof: Proof | None = Proof.VERIFIED
-        else:
-            proof = self._attested("etag_md5_multipart", etag_of(found), _joined_md5(parts), found)
-        return self._stored(upload.key, size, found, proof)
+            return own
+        return self.call("head_object", f"look at {shown(upload.key)}", Key=self.full_key(upload.key))
 
     def abort_upload(self, upload: Upload) -> None:
         try:
@@ -419,7 +432,7 @@ class S3Driver(StoreDriver):
         except NotFound:
             self.require_bucket()
             return None
-        return found if token and unquote(found.get("Metadata", {}).get(TOKEN, "")) == token else None
+        return found if _carries(found, token) else None
 
     def _page(self, operation: str, doing: str, **params: Any) -> dict[str, Any]:
         """One page of a listing. What is none must not pass for an empty one."""
@@ -470,9 +483,14 @@ def _version(answer: Mapping[str, Any], size: int, modified: datetime) -> str:
     return etag_of(answer) or f"{size}-{modified.astimezone(UTC).timestamp():.0f}"
 
 
-def _joined_md5(parts: Sequence[Part]) -> str:
-    """What most servers answer as the ETag of a multipart object, from our own digests; empty if not all are MD5."""
-    if not parts or any(len(part.digest) != 32 for part in parts):
+def _carries(answer: Mapping[str, Any], token: str) -> bool:
+    """Whether the object was made by a write with this token."""
+    return bool(token) and unquote(answer.get("Metadata", {}).get(TOKEN, "")) == token
+
+
+def _joined_md5(digests: Sequence[str]) -> str:
+    """What most servers answer as the ETag of a multipart object; empty if not all digests of its parts are MD5."""
+    if not digests or any(not _MD5.fullmatch(digest) for digest in digests):
         return ""
-    joined = b"".join(bytes.fromhex(part.digest) for part in parts)
-    return f"{wire.md5(joined).hex()}-{len(parts)}"
+    joined = b"".join(bytes.fromhex(digest) for digest in digests)
+    return f"{wire.md5(joined).hex()}-{len(digests)}"

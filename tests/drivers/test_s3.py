@@ -319,6 +319,29 @@ def test_completion_is_found_done_when_only_its_answer_was_lost(moto: Place, ret
 
 
 @pytest.mark.live
+def test_upload_is_completed_once_when_the_server_would_do_it_again(swift: Place) -> None:
+    """Swift's s3api answers 200 to a repeated completion and writes the object anew."""
+    facts = facts_of(swift.driver().probe())
+    driver = swift.driver(facts=facts)
+    upload = driver.begin_upload("x", size=PART + 1, part_size=PART, metadata={}, token="mine")
+    parts = [driver.put_part(upload, 1, 0, bytes(PART)), driver.put_part(upload, 2, PART, b"x")]
+    swift.proxy.clear_records()
+    first = driver.complete_upload(upload, parts)
+    assert swift.driver(facts=facts).complete_upload(upload, parts) == first
+    assert first.proof is Proof.VERIFIED
+    assert [record.method for record in swift.proxy.records if "uploadId=" in record.target] == ["POST"]
+
+
+@pytest.mark.live
+def test_upload_is_completed_when_the_same_token_had_left_other_bytes_there(swift: Place) -> None:
+    driver = swift.driver(facts=facts_of(swift.driver().probe()))
+    for body in (b"first", b"other"):
+        upload = driver.begin_upload("x", size=len(body), part_size=PART, metadata={}, token="mine")
+        driver.complete_upload(upload, [driver.put_part(upload, 1, 0, body)])
+        assert driver.open("x").pread(0, 9) == body
+
+
+@pytest.mark.live
 def test_upload_is_gone_when_what_lies_there_is_anothers(swift: Place) -> None:
     driver = swift.driver()
     upload = driver.begin_upload("x", size=None, part_size=PART, metadata={}, token="mine")
