@@ -1,8 +1,11 @@
-"""Proves again what is proven: re-reads and re-hashes a store's contents, or compares its listing with the refs."""
+"""Proves again what is proven: re-reads and re-hashes a store's contents, compares its listing with the refs, and reads what a
+retirement rests on."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -10,23 +13,25 @@ from itertools import islice
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
-from django.db.models import F, Q
+from django.db import connection, transaction
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Collate, Now
 from django.utils import timezone
 
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
 from cloudstorage.audit import audited, record
+from cloudstorage.checkpoints import reach
 from cloudstorage.errors import Invalid
 from cloudstorage.queue import wake
-from migration.models import Verification
+from migration.models import Decommission, RetiredFile, UnknownFile, Verification
 from migration.states import VerificationState
-from stores.copier import Control, CopyEngine
+from stores.copier import Control, CopyEngine, Stopped, Throttle
 from stores.drivers.base import MARKER_KEY, ObjectInfo, StoreDriver
 from stores.drivers.errors import NotFound, StoreError, Unavailable
 from stores.models import KINDS, ImageStore, Kind, Transfer
 from stores.services.image_stores import driver_for
-from stores.states import RefState, Role, StoreState
+from stores.services.inventory import relative_name
+from stores.states import PROVEN, RefState, Role, StoreState
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +39,10 @@ RUN = "migration.tasks.run_verification"
 OWN_FOLDERS = (MARKER_KEY, ".cs-")
 """Keys that are ours but no item's: marker, journal, probes, temporary files, trash."""
 
-_LEASE = timedelta(minutes=5)
+READABLE = (RefState.READY, RefState.HIDDEN)
 _KEPT_FINDINGS = 1000
 _PAGE = 500
+_REFS = 20
 
 
 def verify(*, actor: Actor, store: ImageStore, sample_percent: float = 100, mode: str = Verification.CONTENT) -> Verification:
@@ -75,7 +81,7 @@ def run(row: Verification) -> None:
     free = Q(lease_until=None) | Q(lease_until__lt=Now())
     waiting = Q(state__in=[VerificationState.QUEUED, VerificationState.RUNNING])
     if not Verification.objects.filter(free, waiting, pk=row.pk).update(
-        state=VerificationState.RUNNING, lease_until=Now() + _LEASE
+        state=VerificationState.RUNNING, lease_until=_lease_end(), epoch=F("epoch") + 1
     ):
         return
     row.refresh_from_db()
@@ -84,28 +90,60 @@ def run(row: Verification) -> None:
         driver.check()
         if row.mode == Verification.LISTING:
             _compare_listing(row, driver)
+        elif row.mode == Verification.RETIRE:
+            _read_for_retirement(row, driver)
         else:
             _read_contents(row, driver)
     except Unavailable as error:
         log.warning("verification %s waits: %s", row.uuid, error)
-        Verification.objects.filter(pk=row.pk).update(lease_until=Now() + timedelta(seconds=30))
+        _ours(row).update(lease_until=Now() + timedelta(seconds=settings.HEARTBEAT_SECONDS * 2))
         return
-    Verification.objects.filter(pk=row.pk, state=VerificationState.RUNNING).update(
-        state=VerificationState.FINISHED, finished_at=Now(), lease_until=None
-    )
+    except Stopped as stop:
+        log.info("verification %s ended here: %s", row.uuid, stop)
+        return
+    reach("verify.read")
+    _ours(row).update(state=VerificationState.FINISHED, finished_at=Now(), lease_until=None)
+
+
+def _lease_end() -> Any:
+    return Now() + timedelta(seconds=settings.LEASE_SECONDS)
+
+
+def _ours(row: Verification) -> QuerySet[Verification]:
+    """The row as long as nobody has cancelled it or taken it over."""
+    return Verification.objects.filter(pk=row.pk, epoch=row.epoch, state=VerificationState.RUNNING)
 
 
 def _save(row: Verification, findings: Sequence[dict[str, Any]]) -> None:
     row.findings = [*row.findings, *findings][:_KEPT_FINDINGS]
     row.findings_count += len(findings)
-    Verification.objects.filter(pk=row.pk).update(
+    if not _ours(row).update(
         cursor=row.cursor,
         items_checked=row.items_checked,
         bytes_checked=row.bytes_checked,
         findings=row.findings,
         findings_count=row.findings_count,
-        lease_until=Now() + _LEASE,
-    )
+        lease_until=_lease_end(),
+    ):
+        raise Stopped("it was cancelled, or another worker has taken it over")
+
+
+class Watch(Control):
+    """Paces the reading from one store by that store's limit, keeps the lease meanwhile, and stops whoever has lost it."""
+
+    def __init__(self, row: Verification, store: ImageStore) -> None:
+        self._throttle = Throttle(store.read_limit)
+        super().__init__([self._throttle])
+        self._row, self._store = row, store
+        self._renew_at = time.monotonic() + settings.HEARTBEAT_SECONDS
+
+    def check(self) -> None:
+        if time.monotonic() >= self._renew_at:
+            self._renew_at = time.monotonic() + settings.HEARTBEAT_SECONDS
+            self._throttle.set_rate(ImageStore.objects.values_list("read_limit", flat=True).get(pk=self._store.pk))
+            if not _ours(self._row).update(lease_until=_lease_end()):
+                self.stop("it was cancelled, or another worker has taken it over")
+        super().check()
 
 
 # --- contents --------------------------------------------------------------------------------------------------------------
@@ -113,17 +151,17 @@ def _save(row: Verification, findings: Sequence[dict[str, Any]]) -> None:
 
 def _read_contents(row: Verification, driver: StoreDriver) -> None:
     engine = CopyEngine(lanes=1)
+    watch = Watch(row, row.store)
     try:
         for kind, models in KINDS.items():
-            refs = models.ref.objects.filter(store=row.store, state__in=[RefState.READY, RefState.HIDDEN])
-            while page := list(refs.filter(pk__gt=row.cursor.get(kind, 0)).order_by("pk").select_related("item")[:20]):
+            refs = models.ref.objects.filter(store=row.store, state__in=READABLE)
+            while page := _next_refs(row, kind, refs):
                 for ref in page:
                     row.cursor[kind] = ref.pk
-                    if not _sampled(ref.item.uuid.bytes, row):
+                    if not sampled(ref.item.uuid.bytes, row):
                         continue
-                    findings = [
-                        found for file in ref.files.order_by("path") if (found := _check(row, engine, driver, kind, ref, file))
-                    ]
+                    files = ref.files.order_by("path")
+                    findings = [found for file in files if (found := _check(row, engine, driver, watch, kind, ref, file))]
                     row.items_checked += 1
                     _save(row, findings)
                 _save(row, [])
@@ -131,29 +169,223 @@ def _read_contents(row: Verification, driver: StoreDriver) -> None:
         engine.close()
 
 
-def _sampled(identity: bytes, row: Verification) -> bool:
+def _next_refs(row: Verification, kind: Kind, refs: QuerySet[Any]) -> list[Any]:
+    behind = refs.filter(pk__gt=row.cursor.get(kind, 0)).order_by("pk")
+    return list(behind.select_related("item__account").prefetch_related("files")[:_REFS])
+
+
+def sampled(identity: bytes, row: Verification) -> bool:
     """The same items on every run of one verification, other ones on the next."""
     return zlib.crc32(identity + row.uuid.bytes) % 10_000 < row.sample_percent * 100
 
 
-def _check(row: Verification, engine: CopyEngine, driver: StoreDriver, kind: Kind, ref: Any, file: Any) -> dict[str, Any] | None:
-    finding = {"kind": str(kind), "item": str(ref.item.uuid), "name": ref.item.name, "path": file.path}
+def _check(
+    row: Verification, engine: CopyEngine, driver: StoreDriver, watch: Watch, kind: Kind, ref: Any, file: Any
+) -> dict[str, Any] | None:
+    found, size = difference(engine, driver, watch, file.path, file.sha256, file.size)
+    row.bytes_checked += size
+    return None if found is None or _is_going(ref) else _about(kind, ref.item, file.path) | found
+
+
+def _about(kind: Kind, item: Any, path: str) -> dict[str, Any]:
+    return {"kind": str(kind), "item": str(item.uuid), "name": item.name, "path": path}
+
+
+def _is_going(ref: Any) -> bool:
+    """Whether it was deleted meanwhile: then nothing about it is a finding."""
+    return not type(ref).objects.filter(pk=ref.pk, state__in=READABLE).exists()
+
+
+def difference(
+    engine: CopyEngine, driver: StoreDriver, control: Control, key: str, sha256: str, size: int
+) -> tuple[dict[str, str] | None, int]:
+    """({problem, expected, found} or None where the object is what it should be, bytes read). Empty `sha256`: nobody knows it.
+
+    A store that does not answer is no finding: Unavailable is raised on.
+    """
     try:
-        found, size = engine.hash_object(driver, file.path, Control())
+        found, read = engine.hash_object(driver, key, control)
     except NotFound:
-        if not type(ref).objects.filter(pk=ref.pk, state__in=[RefState.READY, RefState.HIDDEN]).exists():
-            return None  # deleted meanwhile
-        return finding | {"problem": "missing", "expected": file.sha256, "found": ""}
+        return {"problem": "missing", "expected": sha256, "found": ""}, 0
     except Unavailable:
         raise
     except StoreError as error:
-        return finding | {"problem": error.cause, "expected": file.sha256, "found": str(error)[:300]}
-    row.bytes_checked += size
-    if file.sha256 and found != file.sha256:
-        return finding | {"problem": "content differs", "expected": file.sha256, "found": found}
-    if size != file.size:
-        return finding | {"problem": "size differs", "expected": str(file.size), "found": str(size)}
-    return None
+        return {"problem": error.cause, "expected": sha256, "found": str(error)[:300]}, 0
+    if sha256 and found != sha256:
+        return {"problem": "content differs", "expected": sha256, "found": found}, read
+    if read != size:
+        return {"problem": "size differs", "expected": str(size), "found": str(read)}, read
+    return None, read
+
+
+# --- retirement ------------------------------------------------------------------------------------------------------------
+
+
+def proven_copies(kind: Kind) -> QuerySet[Any]:
+    """Refs that let an original go: proven, hashed, and on a store of record that is in use."""
+    refs: QuerySet[Any] = KINDS[kind].ref.objects.filter(
+        state__in=READABLE, proof__in=PROVEN, store__role=Role.IMAGE, store__state=StoreState.ATTACHED
+    )
+    return refs.exclude(sha256="")
+
+
+def not_looked_at(kind: Kind, decommission: Decommission) -> QuerySet[Any]:
+    """Refs on the store without a line of evidence: those that came after it had passed them."""
+    lines = RetiredFile.objects.filter(decommission=decommission, kind=kind, ref_id=OuterRef("pk"))
+    refs: QuerySet[Any] = KINDS[kind].ref.objects.filter(~Exists(lines), store_id=decommission.store_id, state__in=READABLE)
+    return refs
+
+
+def _read_for_retirement(row: Verification, driver: StoreDriver) -> None:
+    """Every original and its proven copy, then what else lies there. Goes on where it stood; the listing begins anew."""
+    decommission = row.decommission
+    engine = CopyEngine(lanes=1)
+    reader = _PairReader(row, engine, driver)
+    try:
+        for kind, models in KINDS.items():
+            refs = models.ref.objects.filter(store=row.store, state__in=READABLE)
+            while page := _next_refs(row, kind, refs):
+                reader.find_copies(kind, page)
+                for ref in page:
+                    findings, lines = reader.read(kind, ref)
+                    row.cursor[kind] = ref.pk
+                    row.items_checked += 1
+                    with transaction.atomic():
+                        paths = [line["path"] for line in lines]
+                        RetiredFile.objects.filter(decommission=decommission, path__in=paths).delete()  # of an item that is gone
+                        RetiredFile.objects.bulk_create(
+                            RetiredFile(decommission=decommission, kind=kind, ref_id=ref.pk, **line) for line in lines
+                        )
+                        _save(row, findings)
+                        reach("retire.before-line")
+                    reach("retire.line")
+    finally:
+        engine.close()
+    if not row.findings_count:
+        _list_unknown(row, decommission, driver)
+
+
+class _PairReader:
+    """Reads an original and its proven copy again, and tells what it saw of both."""
+
+    def __init__(self, row: Verification, engine: CopyEngine, driver: StoreDriver) -> None:
+        self._row, self._engine, self._driver = row, engine, driver
+        self._watch = Watch(row, row.store)
+        self._copies: dict[int, Any] = {}
+        self._watches: dict[int, Watch] = {}
+
+    def find_copies(self, kind: Kind, refs: Sequence[Any]) -> None:
+        """Two queries for a page of refs."""
+        found = proven_copies(kind).filter(item_id__in=[ref.item_id for ref in refs]).order_by("-pk")
+        self._copies = {copy.item_id: copy for copy in found.select_related("store").prefetch_related("files")}
+
+    def read(self, kind: Kind, ref: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(findings, evidence) of one item."""
+        findings: list[dict[str, Any]] = []
+        lines: list[dict[str, Any]] = []
+        copy = self._copies.get(ref.item_id)
+        originals = sorted(ref.files.all(), key=lambda file: file.path)
+        names = {} if copy is None else {relative_name(copy.install_path, file.path): file for file in copy.files.all()}
+        for file in originals:
+            there = names.get(relative_name(ref.install_path, file.path))
+            if there is None and len(originals) == len(names) == 1:
+                there = next(iter(names.values()))
+            if there is None:
+                nowhere = {"problem": "not proven elsewhere", "expected": "a proven copy", "found": ""}
+                findings.append(_about(kind, ref.item, file.path) | nowhere)
+                continue
+            found, line = self._read_pair(ref, file, copy, there)
+            findings += [_about(kind, ref.item, path) | what for path, what in found]
+            lines.append(line)
+        return ([] if findings and _is_going(ref) else findings), lines
+
+    def _read_pair(self, ref: Any, file: Any, copy: Any, there: Any) -> tuple[list[tuple[str, dict[str, str]]], dict[str, Any]]:
+        line = {
+            "item_uuid": ref.item.uuid,
+            "item_name": ref.item.name,
+            "account": ref.item.account.account_name,
+            "path": file.path,
+            "size": there.size,
+            "sha256": there.sha256,
+            "version": file.version,
+            "copy_store": copy.store,
+            "key": there.path,
+            "proof": there.proof,
+            "proven_at": copy.proven_at,
+            "original_read_at": None,
+            "copy_read_at": None,
+        }
+        found: list[tuple[str, dict[str, str]]] = []
+        if not sampled(ref.item.uuid.bytes, self._row):
+            return found, line
+        line["version"], differs = self._read_original(file.path, there)
+        line["original_read_at"] = timezone.now()
+        if differs is not None:
+            found.append((file.path, differs))
+        watch = self._watches.setdefault(copy.store_id, Watch(self._row, copy.store))
+        differs, size = difference(self._engine, driver_for(copy.store), watch, there.path, there.sha256, there.size)
+        line["copy_read_at"] = timezone.now()
+        self._row.bytes_checked += size
+        if differs is not None:
+            found.append((f"{copy.store.name}: {there.path}", differs))
+        return found, line
+
+    def _read_original(self, path: str, there: Any) -> tuple[str, dict[str, str] | None]:
+        """(version, difference): whoever writes while we read is found by the version."""
+        try:
+            before = self._driver.stat(path).version
+        except NotFound:
+            return "", {"problem": "missing", "expected": there.sha256, "found": ""}
+        differs, size = difference(self._engine, self._driver, self._watch, path, there.sha256, there.size)
+        self._row.bytes_checked += size
+        if differs is None and self._driver.stat(path).version != before:
+            differs = {"problem": "changed while it was read", "expected": before, "found": ""}
+        return before, differs
+
+
+def _list_unknown(row: Verification, decommission: Decommission, driver: StoreDriver) -> None:
+    """Keep what the listing has and no ref knows, with a digest that says exactly what an acknowledgement is of."""
+    row.findings, row.findings_count = [], 0
+    UnknownFile.objects.filter(decommission=decommission).delete()
+    digest, count, size = hashlib.sha256(), 0, 0
+    page: list[ObjectInfo] = []
+    findings: list[dict[str, Any]] = []
+
+    def keep() -> None:
+        nonlocal count, size
+        known = _living(row.store, [info.key for info in page])[0]
+        unknown = [UnknownFile(decommission=decommission, path=_told(i.key), size=i.size) for i in page if i.key not in known]
+        with transaction.atomic():
+            _save(row, _still_so(row.store, driver, findings))
+            UnknownFile.objects.bulk_create(unknown)
+        for file in unknown:
+            digest.update(f"{file.size}  {file.path}\n".encode())
+        count, size = count + len(unknown), size + sum(file.size for file in unknown)
+        page.clear()
+        findings.clear()
+
+    listed = (info for info in driver.list(prune=_is_own) if not _is_own(info.key))
+    for number, (path, info, known_size) in enumerate(_side_by_side(listed, _known_paths(row.store)), 1):
+        if info is None:
+            findings.append({"path": path, "problem": "missing", "expected": str(known_size), "found": ""})
+        elif known_size is None:
+            page.append(info)
+        elif info.size != known_size:
+            findings.append({"path": path, "problem": "size differs", "expected": str(known_size), "found": str(info.size)})
+        if number % _PAGE == 0:
+            keep()
+    keep()
+    reach("retire.listed")
+    with transaction.atomic():
+        _save(row, [])
+        Decommission.objects.filter(pk=decommission.pk).update(
+            unknown_count=count, unknown_bytes=size, unknown_digest=digest.hexdigest() if count else ""
+        )
+
+
+def _told(path: str) -> str:
+    """A path as a row can hold it and as people can read it."""
+    return path.encode("utf-8", "backslashreplace").decode().replace("\0", "")
 
 
 # --- listing ---------------------------------------------------------------------------------------------------------------
@@ -185,15 +417,7 @@ def _compare_listing(row: Verification, driver: StoreDriver) -> None:
 
 def _still_so(store: ImageStore, driver: StoreDriver, findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The listing and the rows are read page by page, not at one moment: what came or went in between is no finding."""
-    paths = [finding["path"] for finding in findings]
-    living: set[str] = set()
-    readable: set[str] = set()
-    for models in KINDS.values():
-        files = models.file.objects.filter(ref__store=store, path__in=paths).exclude(ref__state=RefState.DESTROYED)
-        for path, state in files.values_list("path", "ref__state"):
-            living.add(path)
-            if state in {RefState.READY, RefState.HIDDEN}:
-                readable.add(path)
+    living, readable = _living(store, [finding["path"] for finding in findings])
     kept = []
     for finding in findings:
         path, problem = finding["path"], finding["problem"]
@@ -203,6 +427,20 @@ def _still_so(store: ImageStore, driver: StoreDriver, findings: Sequence[dict[st
             continue
         kept.append(finding)
     return kept
+
+
+def _living(store: ImageStore, paths: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Of these paths those that a ref knows, and those of them that can be read."""
+    living: set[str] = set()
+    readable: set[str] = set()
+    storable = [path for path in paths if _told(path) == path]
+    for models in KINDS.values():
+        files = models.file.objects.filter(ref__store=store, path__in=storable).exclude(ref__state=RefState.DESTROYED)
+        for path, state in files.values_list("path", "ref__state"):
+            living.add(path)
+            if state in READABLE:
+                readable.add(path)
+    return living, readable
 
 
 def _is_own(key: str) -> bool:
@@ -239,7 +477,7 @@ def _known_paths(store: ImageStore) -> Iterator[tuple[str, int]]:
     while True:
         page: list[tuple[str, int]] = []
         for models in KINDS.values():
-            files = models.file.objects.filter(ref__store=store, ref__state__in=[RefState.READY, RefState.HIDDEN])
+            files = models.file.objects.filter(ref__store=store, ref__state__in=READABLE)
             ordered = files.annotate(key=Collate(F("path"), collation)).filter(key__gt=after).order_by("key")
             page += ordered.values_list("path", "size")[:_PAGE]
         page = list(islice(sorted(page, key=lambda row: _order(row[0])), _PAGE))
