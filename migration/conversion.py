@@ -17,25 +17,37 @@ from django.utils import timezone
 from cloudstorage import audit, checkpoints
 from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.errors import Blocked, Busy, Conflict
-from cloudstorage.models import Installation
+from migration import standstill
 from migration.findings import READABLE, Finding, details_digest, fingerprint, known_findings, nfs_stores, reachable
 from migration.models import Conversion, ConversionStore, Preflight
-from migration.states import ConversionState
+from migration.states import CONVERSION_TRANSITIONS, ConversionEvent, ConversionState
 from stores.models import KINDS, ImageStore, Kind, Template, TemplateStoreRef, TemplateZoneRef, Zone
 from stores.services import image_stores
-from stores.states import RefState, Role, StoreState
+from stores.states import RefState, Role, StoreState, allowed_events
 
 ACTION = "conversion.convert"
 PreparedStore = tuple[ImageStore, Mapping[str, str]]
 OPEN_STATES = (ConversionState.CONVERTED, ConversionState.ROLLING_BACK)
-LOCK_SECONDS = 20
-"""How long the transaction tries to get what it locks before it gives up, with nothing changed."""
-LOCK_ATTEMPT = "500ms"
-"""Below PostgreSQL's `deadlock_timeout` of 1 s."""
-LOCK_PAUSE = 0.1
-LOCK_NOT_AVAILABLE = "55P03"
-WORK_MEMORY = "128MB"
-"""For grouping a million refs without files on disk."""
+
+_TOO_LATE = {
+    ConversionState.CONVERTED: (
+        "the conversion to {name} is neither committed nor being rolled back.",
+        "Commit it, or roll it back.",
+    ),
+    ConversionState.COMMITTED: (
+        "the conversion to {name} was committed{when}. Since then the originals on NFS are cache and may be gone.",
+        "There is no way back to NFS any more; what is on the object store is the record.",
+    ),
+    ConversionState.ROLLING_BACK: (
+        "the conversion to {name} is being rolled back.",
+        "Let the roll-back end, or abandon it first.",
+    ),
+    ConversionState.ROLLED_BACK: (
+        "the conversion to {name} was rolled back{when}; the region is on NFS.",
+        "Convert again when the time has come.",
+    ),
+}
+"""State -> what it means for an event that it does not allow, and what to do instead."""
 
 PREFLIGHT_CODES = {
     "preflight-absent": "no preflight of this object store has ended",
@@ -86,6 +98,29 @@ def open_conversion() -> Conversion | None:
 def pinned_store_ids() -> set[int]:
     """Stores whose refs are originals: nothing on them may be evicted while their conversion is open."""
     return set(ConversionStore.objects.filter(conversion__state__in=OPEN_STATES).values_list("store_id", flat=True))
+
+
+def pinned_by(store: ImageStore) -> Conversion | None:
+    """The conversion that pins the originals on `store`, None once it is committed or rolled back."""
+    return Conversion.objects.filter(stores__store=store, state__in=OPEN_STATES).select_related("object_store").first()
+
+
+def advance_state(conversion: Conversion, event: ConversionEvent, *, dry_run: bool = False, **changes: Any) -> Conversion:
+    """Compare-and-set by the table, the row locked; raises Conflict saying why it is too late. With `dry_run` only asks."""
+    rows = Conversion.objects.select_related("object_store").filter(pk=conversion.pk)
+    row = rows.get() if dry_run else rows.select_for_update(of=("self",)).get()
+    state = ConversionState(row.state)
+    target = CONVERSION_TRANSITIONS.get((state, event))
+    if target is None:
+        allowed = allowed_events(CONVERSION_TRANSITIONS, state)
+        message, remedy = _TOO_LATE[state]
+        when = f" on {row.ended_at:%Y-%m-%d %H:%M}" if row.ended_at else ""
+        message = message.format(name=row.object_store.name, when=when)
+        raise Conflict(f"{event} is not possible: {message}", remedy=remedy, allowed=allowed)
+    if not dry_run:
+        Conversion.objects.filter(pk=row.pk, state=state).update(state=target, **changes)
+        row.refresh_from_db()
+    return row
 
 
 def update_cloud_to_use_object_store(
@@ -273,7 +308,7 @@ def _switch(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
         ) from error
     except OperationalError as error:
         raise Busy(
-            f"The database did not let the conversion have its rows within {LOCK_SECONDS} s; nothing was changed"
+            f"The database did not let the conversion have its rows within {standstill.LOCK_SECONDS} s; nothing was changed"
             f" ({_first_line(error)}).",
             remedy="Wait for the long-running work on the stores to end, then convert again.",
         ) from error
@@ -290,7 +325,8 @@ def _first_line(error: DatabaseError) -> str:
 def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
     """Promises first, which takes long and holds nobody up; then, while nobody else changes a ref, what came and went in the
     meantime, and the counts."""
-    _let_one_in()
+    standstill.let_one_in()
+    _refuse_second()
     now = timezone.now()
     store = image_stores.save_store(prepared)
     image_stores.record_added(actor, store)
@@ -327,14 +363,6 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
     return conversion
 
 
-def _let_one_in() -> None:
-    """One conversion at a time: the second waits here, then finds the first one open."""
-    # The planner knows nothing of the rows that we are about to insert, and would compare them one by one with all others.
-    _settings(lock_timeout=f"{LOCK_SECONDS}s", work_mem=WORK_MEMORY, enable_nestloop="off")
-    Installation.objects.select_for_update().get(pk=Installation.get().pk)
-    _refuse_second()
-
-
 def _catch_up(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: datetime) -> int:
     """Promise what became readable since the promises were made, and take back those whose item went; how many more it makes."""
     refs = KINDS[kind].ref.objects
@@ -348,51 +376,23 @@ def _catch_up(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now:
 def _hold_still(gate: _Gate, conversion: Conversion) -> tuple[list[int], int]:
     """Let nobody else change a ref until we end: no item becomes Ready unseen, none is deleted half-way. Returns the ids of
     staging stores that were there before, and how many templates became region-wide.
-
-    SQLite has one writer anyhow. On PostgreSQL the rows of the stores come first, as in `begin_item` and `finish_item`; then
-    the tables of refs, from which others may read meanwhile; then the templates that change. All are taken together or given
-    back together: we never wait while holding as long as a deadlock takes to be found, so that no one else is its victim.
     """
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # the new rows' foreign keys now, not while all others wait
-    _settings(lock_timeout=LOCK_ATTEMPT)
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            with transaction.atomic():
-                staging = _lock_stores(gate, conversion.object_store)
-                _lock_refs()
-                return staging, _make_region_wide(gate.stores, conversion)
-        except OperationalError as error:
-            if getattr(error.__cause__, "sqlstate", "") != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
-                raise
-            time.sleep(LOCK_PAUSE)
 
+    def lock() -> tuple[list[int], int]:
+        staging = _lock_stores(gate, conversion.object_store)
+        standstill.lock_refs()
+        return staging, _make_region_wide(gate.stores, conversion)
 
-def _settings(**values: str) -> None:
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            for name, value in values.items():
-                cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
+    return standstill.hold_still(lock)
 
 
 def _lock_stores(gate: _Gate, target: ImageStore) -> list[int]:
-    others = ImageStore.objects.exclude(state=StoreState.REMOVED).exclude(pk=target.pk)
-    stores = others.select_for_update(no_key=True).order_by("pk")
-    rows = list(stores.values_list("pk", "role", "state"))
+    rows = standstill.lock_stores(but=target)
     record = {pk for pk, role, state in rows if role == Role.IMAGE and state == StoreState.ATTACHED}
     if record != {store.pk for store in gate.stores}:
         message = "A store was added or removed at the same moment; nothing was changed."
         raise Busy(message, remedy="Run the preflight again, then convert.", field="stores")
     return [pk for pk, role, _ in rows if role == Role.IMAGE_CACHE]
-
-
-def _lock_refs() -> None:
-    if connection.vendor == "postgresql":
-        tables = [connection.ops.quote_name(_table(models.ref)) for models in KINDS.values()]
-        with connection.cursor() as cursor:
-            cursor.execute(f"LOCK TABLE {', '.join(tables)} IN EXCLUSIVE MODE")
 
 
 def _make_region_wide(stores: Sequence[ImageStore], conversion: Conversion) -> int:

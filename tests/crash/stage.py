@@ -225,6 +225,15 @@ def run_drain() -> None:
         row.refresh_from_db()
 
 
+def commit() -> None:
+    """End the way back, unless that has happened."""
+    from migration.commit import commit as end
+    from migration.conversion import open_conversion
+
+    if (conversion := open_conversion()) is not None:
+        end(actor=actor(), conversion=conversion)
+
+
 def pump() -> None:
     """One queue message."""
     from stores.worker import Pump
@@ -388,6 +397,15 @@ def after_drain() -> dict[str, Any]:
     return settle() | {"drain": the_drain().note}
 
 
+def after_commit() -> dict[str, Any]:
+    from cloudstorage.models import AuditEvent
+    from migration.models import Conversion
+
+    commit()
+    audited = AuditEvent.objects.filter(action="conversion.commit", outcome="done").count()
+    return settle() | {"state": Conversion.objects.get().state, "audited": audited}
+
+
 def after_fail() -> dict[str, Any]:
     """The exports are themselves again, and the pauses before the next attempts are over."""
     from django.utils import timezone
@@ -426,6 +444,7 @@ STAGES = {
         convert,
         begin_drain,
         run_drain,
+        commit,
         pump,
         cancel,
         clean_up,
@@ -440,6 +459,7 @@ STAGES = {
         after_scan,
         after_convert,
         after_drain,
+        after_commit,
         after_fail,
         after_delete,
         after_upload,

@@ -23,6 +23,7 @@ STAGES = {
     "drain": ("draining", "run_drain", "after_drain", False),
     "fail": ("draining", "pump", "after_fail", True),
     "cancel": ("cancelled", "clean_up", "settle", False),
+    "commit": ("drained", "commit", "after_commit", False),
     "journal": ("drained", "journal", "after_journal", False),
     "check": ("drained", "check", "after_check", False),
     "delete": ("drained", "delete", "after_delete", True),
@@ -129,6 +130,11 @@ def check_cancelled(ground: Ground, told, where: str, exports) -> None:
     assert LARGE not in stored, where
 
 
+def check_committed(ground: Ground, told, where: str, exports) -> None:
+    assert (told["state"], told["audited"]) == ("Committed", 1), where
+    check_drained(ground, told, where, exports)
+
+
 def check_journal(ground: Ground, told, where: str, exports) -> None:
     check_drained(ground, told, where, exports)
     keys = [key for key in ground.keys() if "/.cs-journal/" in key]  # noqa: SIM118 - no dictionary
@@ -179,6 +185,7 @@ CHECKS = {
     "drain": check_drained,
     "fail": check_drained,
     "cancel": check_cancelled,
+    "commit": check_committed,
     "journal": check_journal,
     "check": check_verified,
     "delete": check_deleted,

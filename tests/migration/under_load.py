@@ -264,7 +264,7 @@ def convert_across_held_refs(target: dict[str, Any]) -> dict[str, Any]:
 
     from cloudstorage.actors import cli_actor
     from cloudstorage.errors import Busy
-    from migration import conversion
+    from migration import conversion, standstill
     from migration.preflight import preflight
     from tests.migration.region import Region, changed, dump
 
@@ -282,8 +282,8 @@ def convert_across_held_refs(target: dict[str, Any]) -> dict[str, Any]:
     assert holder.stdout is not None
     assert holder.stdout.readline().strip() == "held"
 
-    before, patience = dump(), conversion.LOCK_SECONDS
-    conversion.LOCK_SECONDS = 2
+    before, patience = dump(), standstill.LOCK_SECONDS
+    standstill.LOCK_SECONDS = 2
     try:
         conversion.convert(actor=actor, **target)
         busy = ""
@@ -291,7 +291,7 @@ def convert_across_held_refs(target: dict[str, Any]) -> dict[str, Any]:
         busy = error.message
     untouched = changed(before, dump()) == set()
 
-    conversion.LOCK_SECONDS = patience
+    standstill.LOCK_SECONDS = patience
     converting = threading.Thread(target=lambda: conversion.convert(actor=actor, **target))
     converting.start()
     waiting = (

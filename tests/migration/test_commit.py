@@ -1,0 +1,67 @@
+"""Committing a conversion: what it ends is told first, nothing is deleted, and afterwards there is no way back."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudstorage.errors import Conflict, Denied
+from cloudstorage.models import AuditEvent
+from migration.commit import commit, plan_commit
+from migration.conversion import convert, open_conversion, pinned_by, pinned_store_ids
+from migration.models import Conversion
+from migration.states import ConversionState
+from stores.models import KINDS, Kind
+from stores.services import holds
+from tests.migration.region import changed, dump, refs
+
+pytestmark = pytest.mark.db
+
+
+@pytest.fixture
+def converted(region, target, admin) -> Conversion:
+    region.template("web", "east", "west")
+    region.volume("data", "east")
+    return convert(actor=admin, override=["preflight-absent"], **target)
+
+
+def test_the_plan_says_what_ends_and_changes_nothing(converted, viewer, region):
+    before = dump()
+    plan = plan_commit(actor=viewer, conversion=converted)
+    assert changed(before, dump()) == set()
+    assert "no longer be rolled back" in plan.ends
+    assert [(row["name"], row["zone"], row["items"]) for row in plan.stores] == [("nfs-east", "east", 2), ("nfs-west", "west", 1)]
+    assert plan.promised == {"template": 1, "snapshot": 0, "volume": 1}
+    assert {found.code for found in plan.findings} == {"not-proven", "not-verified"}
+
+
+def test_a_commit_releases_the_pins_and_keeps_what_promises_hold(converted, admin, region):
+    assert pinned_store_ids() == {store.pk for store in region.stores.values()}
+    assert pinned_by(region.stores["east"]) == converted
+    held = {kind: refs(kind) for kind in KINDS}
+    done = commit(actor=admin, conversion=converted)
+    assert (done.state, done.ended_at is not None) == (ConversionState.COMMITTED, True)
+    assert pinned_store_ids() == set()
+    assert pinned_by(region.stores["east"]) is None
+    assert open_conversion() is None
+    assert {kind: refs(kind) for kind in KINDS} == held
+    assert ("web", "Ready", 1) in refs(Kind.TEMPLATE)
+    assert holds.recount() == []
+    event = AuditEvent.objects.get(action="conversion.commit", outcome="done")
+    assert (event.actor, len(event.details["released"])) == ("admin", 2)
+
+
+def test_a_second_commit_is_refused_with_the_reason(converted, admin):
+    commit(actor=admin, conversion=converted)
+    with pytest.raises(Conflict, match="was committed on") as refused:
+        commit(actor=admin, conversion=converted)
+    assert "no way back" in refused.value.remedy
+    with pytest.raises(Conflict, match="was committed on"):
+        plan_commit(actor=admin, conversion=converted)
+
+
+def test_only_an_administrator_commits(converted, operator):
+    before = dump()
+    with pytest.raises(Denied):
+        commit(actor=operator, conversion=converted)
+    assert changed(before, dump()) == set()
+    assert AuditEvent.objects.get(action="conversion.commit").outcome == "refused"
