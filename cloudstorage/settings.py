@@ -215,6 +215,7 @@ WORKER_SLOTS = env.int("CLOUDSTORAGE_WORKER_SLOTS", default=8)
 WORKER_TICKS = [
     # dotted path, seconds between two runs; each runs in a thread of its own in `manage.py worker`
     ("stores.tasks.keep_house", 5),
+    ("stores.tasks.run_scans", 2),
     ("stores.tasks.clean_up", 10),
     ("stores.tasks.reap", 60),
     ("stores.tasks.purge_trash", 3600),

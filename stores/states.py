@@ -1,4 +1,4 @@
-"""State machines of stores, refs and transfers as tables: `(state, event) -> state`, in plain Python.
+"""State machines of stores, refs, transfers and scans as tables: `(state, event) -> state`, in plain Python.
 
 The tables drive the compare-and-set in `stores.services`, the buttons that faces enable, the diagrams in
 docs/architecture.md and the property tests. The ref machine is CloudStack's ObjectInDataStoreStateMachine plus `Promised`.
@@ -142,6 +142,37 @@ TRANSFER_TRANSITIONS: Mapping[tuple[TransferState, TransferEvent], TransferState
 }
 
 LIVE_TRANSFER_STATES = frozenset({TransferState.BLOCKED, TransferState.QUEUED, TransferState.RUNNING})
+
+
+class ScanState(StrEnum):
+    """A scan of a store: waits for a worker, runs under a lease, ends in one of three ways."""
+
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    FINISHED = "Finished"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class ScanEvent(StrEnum):
+    START = "Start"
+    RELEASE = "Release"
+    FINISH = "Finish"
+    FAIL = "Fail"
+    CANCEL = "Cancel"
+
+
+SCAN_TRANSITIONS: Mapping[tuple[ScanState, ScanEvent], ScanState] = {
+    (ScanState.QUEUED, ScanEvent.START): ScanState.RUNNING,
+    (ScanState.QUEUED, ScanEvent.FAIL): ScanState.FAILED,
+    (ScanState.QUEUED, ScanEvent.CANCEL): ScanState.CANCELLED,
+    (ScanState.RUNNING, ScanEvent.RELEASE): ScanState.QUEUED,
+    (ScanState.RUNNING, ScanEvent.FINISH): ScanState.FINISHED,
+    (ScanState.RUNNING, ScanEvent.FAIL): ScanState.FAILED,
+    (ScanState.RUNNING, ScanEvent.CANCEL): ScanState.CANCELLED,
+}
+
+LIVE_SCAN_STATES = frozenset({ScanState.QUEUED, ScanState.RUNNING})
 
 S = TypeVar("S", bound=StrEnum)
 E = TypeVar("E", bound=StrEnum)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 
 from django.conf import settings
+from django.db import connections
 
 from cloudstorage.actors import cli_actor
+from cloudstorage.errors import ServiceError
 from stores import worker
-from stores.models import ImageStore, Worker, WorkerReach
-from stores.services import holds, items, journal, transfers
+from stores.models import ImageStore, ScanRun, Worker, WorkerReach
+from stores.services import holds, items, journal, scan, transfers
 from stores.services.image_stores import driver_for
 from stores.states import StoreState
 
 log = logging.getLogger(__name__)
 
 WORKER_ENV = "CLOUDSTORAGE_WORKER_ID"
+
+_SCANS_AT_ONCE = 8
+_SCAN_THREAD = "scan-"
 
 
 def register_worker() -> Worker:
@@ -38,6 +44,27 @@ def pump(_number: int = 0) -> int:
         return Worker.objects.filter(pk=worker_id, stopped__isnull=False).exists()
 
     return worker.Pump(worker_id, slots=settings.WORKER_SLOTS, stop=stop).run()
+
+
+def run_scans() -> None:
+    """Take up scans that wait, each in a thread: a drain keeps the queue's processes busy for days, and a hung export must hold
+    up nothing but its own scan.
+    """
+    scan.free_abandoned()
+    running = sum(thread.name.startswith(_SCAN_THREAD) for thread in threading.enumerate())
+    for run in scan.take_waiting(int(os.environ.get(WORKER_ENV, "0")), limit=_SCANS_AT_ONCE - running):
+        threading.Thread(target=_scan, args=(run,), name=f"{_SCAN_THREAD}{run.pk}", daemon=True).start()
+
+
+def _scan(run: ScanRun) -> None:
+    try:
+        scan.perform(run)
+    except ServiceError as error:
+        log.warning("the scan %s of %s ended early: %s", run.uuid, run.store.name, error.message)
+    except Exception:
+        log.exception("the scan %s of %s broke off", run.uuid, run.store.name)
+    finally:
+        connections.close_all()
 
 
 def keep_house() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,21 @@ from django.utils import timezone
 
 from stores.layout import install_path
 from stores.manifest import manifest_sha256
-from stores.models import KINDS, Account, ImageStore, Item, Kind, Snapshot, StoreRef, Template, TemplateZoneRef, Volume, Zone
+from stores.models import (
+    KINDS,
+    Account,
+    ImageStore,
+    Item,
+    Kind,
+    Snapshot,
+    StoreRef,
+    Template,
+    TemplateZoneRef,
+    Volume,
+    Worker,
+    WorkerReach,
+    Zone,
+)
 from stores.services.image_stores import driver_class, driver_for
 from stores.services.inventory import relative_name
 from stores.states import Proof, RefState, Role
@@ -63,6 +78,13 @@ def make_store(
     )
     driver_for(store).claim()
     return store
+
+
+def make_worker(*reached: ImageStore) -> Worker:
+    """A worker of this process that reaches the stores."""
+    worker = Worker.objects.create(hostname="host", pid=os.getpid())
+    WorkerReach.objects.bulk_create([WorkerReach(worker=worker, store=store, ok=True) for store in reached])
+    return worker
 
 
 def make_ref(

@@ -7,11 +7,11 @@ from typing import Any
 from rest_framework import serializers
 
 from cloudstorage.rest.views import Body, Serializer
-from stores.models import ImageStore, Kind, Snapshot
+from stores.models import ImageStore, Kind, ScanRun, Snapshot
 from stores.services import image_stores
 from stores.services.inventory import relative_name
 from stores.services.transfers import READABLE
-from stores.states import STORE_TRANSITIONS, Role, StoreState, TransferState, allowed_events
+from stores.states import SCAN_TRANSITIONS, STORE_TRANSITIONS, Role, ScanState, StoreState, TransferState, allowed_events
 
 
 class Named(Serializer):
@@ -175,6 +175,33 @@ class ScanBody(Body):
     catalogue = serializers.DictField(
         required=False, allow_null=True, default=None, help_text="Names, owners and uuids of items."
     )
+
+
+class ScanView(Serializer):
+    """A scan of a store."""
+
+    id = serializers.UUIDField(source="uuid")
+    store = Named()
+    state = serializers.ChoiceField([state.value for state in ScanState])
+    allowed = serializers.SerializerMethodField(help_text="Events possible in this state.")
+    actor = serializers.CharField()
+    created = serializers.DateTimeField()
+    started_at = serializers.DateTimeField(allow_null=True)
+    finished_at = serializers.DateTimeField(allow_null=True)
+    attempts = serializers.IntegerField(help_text="How often a process took it up; more than once when one died.")
+    files = serializers.IntegerField(help_text="Files of items seen so far.")
+    error = serializers.CharField(allow_blank=True, help_text="Why it failed.")
+    remedy = serializers.CharField(allow_blank=True)
+
+    def get_allowed(self, run: ScanRun) -> list[str]:
+        """What the state table allows."""
+        return list(allowed_events(SCAN_TRANSITIONS, ScanState(run.state)))
+
+
+class ScanDetailView(ScanView):
+    """A scan with its report."""
+
+    report = serializers.DictField(help_text="Empty before it has ended.")
 
 
 class FileView(Serializer):

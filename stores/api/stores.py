@@ -13,11 +13,20 @@ from rest_framework.response import Response
 from cloudstorage.actors import ActorRole
 from cloudstorage.rest.views import PagedView, ServiceView, operation
 from stores.api.filters import StoreFilter
-from stores.api.serializers import PlaceBody, ScanBody, StepsView, StoreBody, StoreDetailView, StorePatch, StoreView
+from stores.api.serializers import (
+    PlaceBody,
+    ScanBody,
+    ScanDetailView,
+    ScanView,
+    StepsView,
+    StoreBody,
+    StoreDetailView,
+    StorePatch,
+    StoreView,
+)
 from stores.drivers.base import ProbeStep
-from stores.models import ImageStore, Zone
-from stores.services import image_stores, region
-from stores.services.scan import scan_store
+from stores.models import ImageStore, ScanRun, Zone
+from stores.services import image_stores, region, scan
 
 
 def store_of(id: uuid.UUID) -> ImageStore:  # noqa: A002 - the name in the address
@@ -126,11 +135,12 @@ class StoreScan(ServiceView):
 
     roles = {"POST": ActorRole.OPERATOR}
 
-    @operation("stores_scan", body=ScanBody, answer={"type": "object", "description": "The report of the scan."})
+    @operation("stores_scan", body=ScanBody, status=202, answer=ScanDetailView)
     def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
-        """Scan now and answer with the report. It may be repeated, or cut off, at any time: scans are idempotent."""
-        report = scan_store(actor=self.actor, store=store_of(id), catalogue=self.body(ScanBody)["catalogue"])
-        return Response(report.as_json())
+        """Ask for a scan, which a worker takes up. It may be repeated, or cut off, at any time: scans are idempotent."""
+        run = scan.request_scan(actor=self.actor, store=store_of(id), catalogue=self.body(ScanBody)["catalogue"])
+        headers = {"Location": f"/api/v1/scans/{run.uuid}", "Retry-After": "5"}
+        return Response(ScanDetailView(run).data, status=202, headers=headers)
 
 
 class StoreScanReport(ServiceView):
@@ -140,3 +150,46 @@ class StoreScanReport(ServiceView):
     def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
         """Show the report of the last scan."""
         return Response(store_of(id).scan_report)
+
+
+def _scans() -> Any:
+    heavy = ("scan_report", "probe_steps", "facts")
+    return ScanRun.objects.select_related("store").defer("catalogue", *(f"store__{field}" for field in heavy))
+
+
+def _scan_of(id: uuid.UUID) -> ScanRun:  # noqa: A002
+    run: ScanRun | None = _scans().filter(uuid=id).first()
+    if run is None:
+        raise Http404
+    return run
+
+
+class Scans(PagedView):
+    """Scans of stores: those that wait, run and have ended."""
+
+    newest_first = True
+
+    @operation("scans_list", answer=ScanView(many=True))
+    def get(self, request: Request) -> Response:
+        """List the scans, newest first."""
+        return self.page(_scans().defer("report"), ScanView)
+
+
+class ScanOne(ServiceView):
+    """One scan."""
+
+    @operation("scans_get", answer=ScanDetailView)
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """Show how far a scan is, and once it has ended its report."""
+        return Response(ScanDetailView(_scan_of(id)).data)
+
+
+class ScanCancel(ServiceView):
+    """End a scan."""
+
+    roles = {"POST": ActorRole.OPERATOR}
+
+    @operation("scans_cancel", answer=ScanDetailView)
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        """End it: what it has adopted stays."""
+        return Response(ScanDetailView(scan.cancel_scan(actor=self.actor, run=_scan_of(id))).data)

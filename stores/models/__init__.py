@@ -19,6 +19,7 @@ from stores.models.refs import (
     VolumeStoreRef,
 )
 from stores.models.region import Account, Zone
+from stores.models.scans import ScanRun
 from stores.models.transfers import Transfer, TransferBatch, TransferPart, TransferUpload, Worker, WorkerReach
 from stores.states import Kind
 
@@ -48,6 +49,7 @@ __all__ = [
     "Item",
     "Kind",
     "KindModels",
+    "ScanRun",
     "Snapshot",
     "SnapshotStoreFile",
     "SnapshotStoreRef",

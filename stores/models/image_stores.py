@@ -82,9 +82,7 @@ class ImageStore(models.Model):
     facts = models.JSONField(default=dict, blank=True)
     scanned_at = models.DateTimeField(null=True, blank=True)
     scan_report = models.JSONField(default=dict, blank=True)
-    scan_token = models.UUIDField(null=True, blank=True, editable=False)
-    scan_until = models.DateTimeField(null=True, blank=True, editable=False)
-    """The lease of the scan that runs now, by the database's clock."""
+    """What the last scan that came to its end said, and in `failed` why a later one did not."""
 
     objects: ClassVar = ImageStoreQuerySet.as_manager()
 

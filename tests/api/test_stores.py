@@ -6,8 +6,8 @@ import pytest
 
 from cloudstorage.models import AuditEvent
 from stores.models import ImageStore, Worker, WorkerReach
-from stores.services import image_stores
-from tests.factories import content, make_store, make_volume, make_zone
+from stores.services import image_stores, scan
+from tests.factories import content, make_store, make_volume, make_worker, make_zone
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
 
@@ -103,10 +103,19 @@ def test_export_is_scanned_and_its_report_kept(api, memory_store, tmp_path):
     where = tmp_path / "export/volumes/2/7"
     where.mkdir(parents=True)
     (where / "disk.raw").write_bytes(content("disk", 4096))
-    report = api("operator").post(f"stores/{nfs.uuid}/scan", {})
-    assert report.status_code == 200, report.content
-    assert (report.json()["adopted"], report.json()["found"]) == (1, {"volume": 1})
-    assert api("viewer").get(f"stores/{nfs.uuid}/scan-report").json() == report.json()
+    asked = api("operator").post(f"stores/{nfs.uuid}/scan", {"catalogue": {}})
+    assert (asked.status_code, asked.json()["state"]) == (202, "Queued"), asked.content
+    address = asked.headers["Location"].removeprefix("/api/v1/")
+    assert api("operator").post(f"stores/{nfs.uuid}/scan", {}).status_code == 409
+    for run in scan.take_waiting(make_worker(nfs).pk, limit=5):
+        scan.perform(run)
+    ended = api("viewer").get(address).json()
+    assert (ended["state"], ended["files"], ended["report"]["found"]) == ("Finished", 1, {"volume": 1})
+    assert api("viewer").get(f"stores/{nfs.uuid}/scan-report").json() == ended["report"]
+    assert api("operator").post(f"{address}/cancel").status_code == 409
+    again = api("operator").post(f"stores/{nfs.uuid}/scan", {}).json()
+    assert api("operator").post(f"scans/{again['id']}/cancel").json()["state"] == "Cancelled"
+    assert [found["state"] for found in api("viewer").get("scans").json()["results"]] == ["Cancelled", "Finished"]
     assert [item["upstream_id"] for item in api("viewer").get("volumes").json()["results"]] == [7]
     bad = api("operator").post(f"stores/{nfs.uuid}/scan", {"catalogue": {"colour": "red"}})
     assert bad.status_code == 400

@@ -24,6 +24,7 @@ def generated() -> dict[str, str]:
         "store-ref": states.mermaid(states.REF_TRANSITIONS),
         "image-store": states.mermaid(states.STORE_TRANSITIONS),
         "transfer": states.mermaid(states.TRANSFER_TRANSITIONS),
+        "scan": states.mermaid(states.SCAN_TRANSITIONS),
         "conversion": states.mermaid(migration_states.CONVERSION_TRANSITIONS),
         "drain": states.mermaid(migration_states.DRAIN_TRANSITIONS),
     }

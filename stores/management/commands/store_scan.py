@@ -10,9 +10,10 @@ from typing import Any
 
 from cloudstorage.actors import Actor
 from cloudstorage.commands import ServiceCommand, human_bytes
-from cloudstorage.errors import Invalid
+from cloudstorage.errors import Conflict, Invalid
+from stores.models import ImageStore
 from stores.services.region import find_store
-from stores.services.scan import scan_store
+from stores.services.scan import cancel_scan, live_scan, scan_store
 
 _TOLD = ("missing", "orphaned", "changed", "corrupt", "unreadable", "foreign_writes", "conflicts", "in_flight", "unknown")
 
@@ -23,10 +24,15 @@ class Command(ServiceCommand):
     def add_own_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("store", help="name or uuid")
         parser.add_argument("--catalogue", metavar="FILE", help="JSON with the items' names and owners (- = stdin)")
+        parser.add_argument("--cancel", action="store_true", help="end the scan of the store that waits or runs, instead")
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
+        store = find_store(options["store"])
+        if options["cancel"]:
+            self._cancel(actor, store)
+            return None
         catalogue = _catalogue(options["catalogue"]) if options["catalogue"] else None
-        report = scan_store(actor=actor, store=find_store(options["store"]), catalogue=catalogue).as_json()
+        report = scan_store(actor=actor, store=store, catalogue=catalogue).as_json()
         if self.as_json:
             self.say("", report)
             return None
@@ -38,6 +44,13 @@ class Command(ServiceCommand):
         for rule, count in report["skipped"].items():
             self.stdout.write(f"passed over {count} by the rule {rule}")
         return None
+
+    def _cancel(self, actor: Actor, store: ImageStore) -> None:
+        run = live_scan(store)
+        if run is None:
+            raise Conflict(f"No scan of {store.name} waits or runs.", remedy="Nothing is to be done.")
+        cancel_scan(actor=actor, run=run)
+        self.say(f"the scan of {store.name} by {run.actor} is cancelled", {"id": run.uuid, "state": run.state})
 
     def _tell(self, name: str, findings: Mapping[str, Any]) -> None:
         if not findings["count"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import threading
@@ -103,6 +104,7 @@ class Command(ServiceCommand):
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
         worker = register_worker()
+        os.environ[WORKER_ENV] = str(worker.pk)
         stopping = threading.Event()
 
         def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -30,6 +30,7 @@ def compare(store: ImageStore, driver: StoreDriver, report: ScanReport, lease: L
     for kind, models in KINDS.items():
         files = models.file.objects.filter(ref__store=store, ref__state__in=READABLE).order_by("pk")
         for pk, path in files.values_list("pk", "path").iterator(chunk_size=2000):
+            lease.beat()
             if (
                 pk not in seen[kind]
                 and not driver.exists(path)

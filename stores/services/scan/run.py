@@ -1,4 +1,4 @@
-"""Runs a scan: streams the listing, reads headers outside of transactions, commits by batch, then looks for what is gone."""
+"""The scan itself: streams the listing, reads headers outside of transactions, commits by batch, then looks for what is gone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from cloudstorage.actors import Actor, ActorRole
-from cloudstorage.audit import record, refusals_noted
+from cloudstorage.actors import Actor
+from cloudstorage.audit import record, refused
 from cloudstorage.checkpoints import reach
-from cloudstorage.errors import Conflict, ServiceError
+from cloudstorage.errors import ServiceError
 from stores.drivers.base import StoreDriver
 from stores.drivers.errors import AccessDenied, NotFound, StoreError, UnsafeName
-from stores.models import KINDS, ImageStore
+from stores.models import KINDS, ImageStore, ScanRun
 from stores.services.image_stores import driver_for, refusal
 from stores.services.scan import rows
 from stores.services.scan.catalogue import Catalogue
@@ -26,43 +26,41 @@ from stores.services.scan.idset import IdSet
 from stores.services.scan.lease import Lease
 from stores.services.scan.listing import Folder, folders
 from stores.services.scan.reading import Contents, FoundItem, is_image_name, read_folder
+from stores.services.scan.rebuild import rebuild
 from stores.services.scan.report import ScanReport
 from stores.services.scan.rows import MISSING, READABLE, Known, Verdict
-from stores.states import Kind, StoreState
+from stores.states import SCAN_TRANSITIONS, Kind, ScanEvent, ScanState, next_state
 
 BATCH_FILES = 500
 """Files after which a batch is committed; a directory is never split."""
 _TRIES = 3
 
 
-def scan_store(*, actor: Actor, store: ImageStore, catalogue: Mapping[str, Any] | None = None) -> ScanReport:
+def perform(run: ScanRun) -> ScanReport:
     """Adopt what lies on an NFS store and report how it differs from the rows; object stores are compared only.
 
-    May be killed at any point and run again. `catalogue` names items as `scan.catalogue` describes. The report is also kept in
-    `store.scan_report`. Raises Busy while the store is being scanned, Unreachable when it stops answering (what was adopted
-    until then stays, nothing is said to be missing), Invalid for the catalogue.
+    For a run that was started: ends it one way or another. Raises Unreachable when the store stops answering (what was adopted
+    until then stays, nothing is said to be missing), Conflict when it was cancelled, Busy when another process has taken over.
     """
-    with refusals_noted(actor, ActorRole.OPERATOR, "store.scan", store.name):
-        if store.state != StoreState.ATTACHED:
-            raise Conflict(f"{store.name} is {store.state}, so it is not scanned.", remedy="Attach the store first.")
-        named = Catalogue.parse(catalogue) if catalogue is not None else None
-        lease = Lease(store)
-        lease.take()
-        scan = _Scan(store, driver_for(store), lease)
-        try:
-            scan.run(named)
-        except StoreError as error:
-            refused = refusal(error)
-            scan.give_up(refused)
-            raise refused from error
-        except ServiceError as error:
-            scan.give_up(error)
-            raise
-        else:
-            scan.keep(actor)
-        finally:
-            lease.release()
+    scan = _Scan(run)
+    try:
+        scan.go()
+    except StoreError as error:
+        told = refusal(error)
+        scan.give_up(told)
+        raise told from error
+    except ServiceError as error:
+        scan.give_up(error)
+        raise
+    except BaseException as error:
+        scan.give_up(_broken(run, error))
+        raise
     return scan.report
+
+
+def _broken(run: ScanRun, error: BaseException) -> ServiceError:
+    what = "it was interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+    return ServiceError(f"The scan of {run.store.name} broke off: {what}.", remedy="What it has adopted stays. Scan again.")
 
 
 @dataclass(slots=True)
@@ -75,14 +73,21 @@ class _Batch:
 
 
 class _Scan:
-    def __init__(self, store: ImageStore, driver: StoreDriver, lease: Lease) -> None:
-        self.store, self.driver, self.lease = store, driver, lease
+    driver: StoreDriver
+
+    def __init__(self, run: ScanRun) -> None:
+        self.run, self.store = run, run.store
         self.started = timezone.now()
-        self.report = ScanReport(store=str(store.uuid), started=self.started)
+        self.report = ScanReport(store=str(self.store.uuid), started=self.started)
+        self.lease = Lease(run, self.report)
         self.seen: dict[Kind, IdSet] = {kind: IdSet() for kind in Kind}
 
-    def run(self, catalogue: Catalogue | None) -> None:
+    def go(self) -> None:
+        """From the listing to the report that is kept."""
+        catalogue = None if self.run.catalogue is None else Catalogue.parse(self.run.catalogue)
+        self.driver = driver_for(self.store)
         if self.store.scope == "REGION":
+            rebuild(self.store, self.driver, self.report, self.lease)
             compare(self.store, self.driver, self.report, self.lease)
         else:
             for batch in _batches(folders(self.driver, self.report)):
@@ -91,6 +96,7 @@ class _Scan:
         if catalogue is not None:
             catalogue.apply(self.report, self.lease)
         self.report.complete = True
+        self._keep()
 
     # --- one batch -----------------------------------------------------------------------------------------------------
 
@@ -101,6 +107,7 @@ class _Scan:
         known = rows.load(self.store, paths)
         found = _Batch()
         for folder in batch:
+            self.lease.beat()
             self._judge(folder, known, found)
         reach("scan.read")
         outcome = self._commit(found, known)
@@ -209,6 +216,7 @@ class _Scan:
                     self._note_missing(kind, gone)
 
     def _why_gone(self, path: str) -> str:
+        self.lease.beat()
         try:
             self.driver.stat(path)
         except NotFound:
@@ -241,22 +249,35 @@ class _Scan:
 
     # --- the end -------------------------------------------------------------------------------------------------------
 
-    def keep(self, actor: Actor) -> None:
-        """Store the report and the audit row."""
+    def _keep(self) -> None:
+        """Store the report with the audit row."""
         self.report.finished = timezone.now()
         with transaction.atomic():
-            self._save(self.report.as_json(), scanned_at=self.started)
-            record(actor, "store.scan", self.store.name, **self._summary())
+            if not self._end(ScanEvent.FINISH, files=self.report.files, report=self.report.as_json()):
+                raise self.lease.lost()
+            self._note_on_store(self.report.as_json(), scanned_at=self.started)
+            record(Actor(self.run.actor, frozenset()), "store.scan.finish", self.store.name, **self._summary())
 
     def give_up(self, error: ServiceError) -> None:
         """Note the failure beside the last complete report, which stays: half a report would say that all else is well."""
         self.report.finished = timezone.now()
         self.report.error = error.message
-        last = ImageStore.objects.values_list("scan_report", flat=True).get(pk=self.store.pk)
-        failed = {"at": self.report.finished.isoformat(), "error": error.message, "remedy": error.remedy}
-        self._save((last or self.report.as_json()) | {"failed": failed})
+        with transaction.atomic():
+            report = self.report.as_json()
+            if not self._end(ScanEvent.FAIL, files=self.report.files, report=report, error=error.message, remedy=error.remedy):
+                return  # cancelled or taken over: whoever did that has said so
+            last = ImageStore.objects.values_list("scan_report", flat=True).get(pk=self.store.pk)
+            failed = {"at": self.report.finished.isoformat(), "error": error.message, "remedy": error.remedy}
+            self._note_on_store((last or report) | {"failed": failed})
+            refused(Actor(self.run.actor, frozenset()), "store.scan.finish", self.store.name, error)
 
-    def _save(self, report: dict[str, Any], **more: datetime) -> None:
+    def _end(self, event: ScanEvent, **values: Any) -> int:
+        state = next_state(SCAN_TRANSITIONS, ScanState.RUNNING, event)
+        return self.lease.mine.update(
+            state=state, finished_at=self.report.finished, token=None, lease_until=None, catalogue=None, **values
+        )
+
+    def _note_on_store(self, report: dict[str, Any], **more: datetime) -> None:
         ImageStore.objects.filter(pk=self.store.pk).update(scan_report=report, **more)
         self.store.scan_report = report
         for name, value in more.items():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from datetime import timedelta
 
 import pytest
-from django.db.models.functions import Now
 
 from cloudstorage.errors import Busy, Denied, Unreachable
 from cloudstorage.models import AuditEvent
 from stores.drivers.base import MARKER_KEY
-from stores.models import KINDS, Account, ImageStore, Snapshot, Template, Volume
+from stores.models import KINDS, Account, ScanRun, Snapshot, Template, Volume
 from stores.services.scan import ScanReport, run, scan_store
-from stores.states import Proof, RefState
+from stores.states import Proof, RefState, ScanState
 from tests.demo import damage
 from tests.stores.scan.helpers import paths, ref_of, rows, stable_rows
 
@@ -75,9 +73,11 @@ def test_report_is_kept_with_an_audit_row_when_a_scan_ends(operator, zone1):
     zone1.refresh_from_db()
     assert zone1.scan_report == report.as_json()
     assert zone1.scanned_at == report.started
-    assert (zone1.scan_token, zone1.scan_until) == (None, None)
-    event = AuditEvent.objects.get(action="store.scan")
-    assert (event.target, event.details["adopted"]) == (zone1.name, report.adopted)
+    kept = ScanRun.objects.get()
+    assert (kept.state, kept.files, kept.report) == (ScanState.FINISHED, report.files, report.as_json())
+    assert AuditEvent.objects.get(action="store.scan").details == {"run": str(kept.uuid)}
+    event = AuditEvent.objects.get(action="store.scan.finish")
+    assert (event.actor, event.target, event.details["adopted"]) == (operator.name, zone1.name, report.adopted)
     assert isinstance(report, ScanReport)
     assert uuid.UUID(zone1.scan_report["store"]) == zone1.uuid
 
@@ -106,25 +106,19 @@ def test_second_scan_is_refused_when_one_is_running(operator, zone1, monkeypatch
     assert answers == [f"Another scan of {zone1.name} is running."]
 
 
-def test_scan_takes_over_when_the_lease_of_a_dead_one_ran_out(operator, zone1):
-    ImageStore.objects.filter(pk=zone1.pk).update(scan_token=uuid.uuid4(), scan_until=Now() - timedelta(seconds=1))
-    assert scan_store(actor=operator, store=zone1).complete
-
-
 def test_scan_writes_nothing_more_when_another_took_over(operator, zone1, monkeypatch):
     monkeypatch.setattr(run, "BATCH_FILES", 1)
 
     def steal(name: str) -> None:
-        ImageStore.objects.filter(pk=zone1.pk).update(scan_token=uuid.uuid4())
+        ScanRun.objects.update(token=uuid.uuid4())
 
     monkeypatch.setattr(run, "reach", steal)
     with pytest.raises(Busy, match="taken over"):
         scan_store(actor=operator, store=zone1)
     assert Template.objects.count() == Snapshot.objects.count() == 0
     zone1.refresh_from_db()
-    assert zone1.scan_token is not None
-    assert not zone1.scan_report["complete"]
-    assert "taken over" in zone1.scan_report["failed"]["error"]
+    assert zone1.scan_report == {}
+    assert ScanRun.objects.get().state == ScanState.RUNNING
 
 
 def test_nothing_is_said_to_be_missing_when_the_store_goes_away_half_way(operator, region, zone1, monkeypatch):
@@ -143,7 +137,9 @@ def test_nothing_is_said_to_be_missing_when_the_store_goes_away_half_way(operato
     assert zone1.scan_report == last.as_json()
     zone1.refresh_from_db()
     assert zone1.scan_report["failed"] == failed
-    assert zone1.scan_until is None
+    ended = ScanRun.objects.latest("pk")
+    assert (ended.state, ended.error, ended.remedy) == (ScanState.FAILED, failed["error"], failed["remedy"])
+    assert AuditEvent.objects.get(action="store.scan.finish", outcome="refused").details["reason"] == failed["error"]
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -59,7 +59,7 @@ def test_next_scan_finishes_the_work_when_the_process_was_killed(tmp_path, seam)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     refused = child(tmp_path, PEAK)
     assert "Another scan of" in refused.stderr
-    done = child(tmp_path, f"ImageStore.objects.update(scan_until=Now() - timedelta(seconds=1))\n{PEAK}")
+    done = child(tmp_path, f"ScanRun.objects.update(lease_until=Now() - timedelta(seconds=1))\n{PEAK}")
     assert done.returncode == 0, done.stderr
     assert 0 < int(done.stdout.split()[0]) < 1500
     again = child(tmp_path, "report = scan_store(actor=SYSTEM, store=store)\nprint(report.adopted, report.unchanged)")
@@ -81,7 +81,7 @@ from django.core.management import call_command
 from django.db.models.functions import Now
 call_command("migrate", verbosity=0)
 from cloudstorage.actors import SYSTEM
-from stores.models import ImageStore, Zone
+from stores.models import ImageStore, ScanRun, Zone
 from stores.services.image_stores import add_store
 from stores.services.scan import scan_store
 store = ImageStore.objects.first()
