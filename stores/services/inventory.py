@@ -281,12 +281,17 @@ def _worse(former: ServiceError | None, now: ServiceError) -> ServiceError:
     return former if former is not None and former.status == 503 else now
 
 
-def identity_of(item: Item, cloud: uuid.UUID) -> dict[str, str]:
-    """What every object says of itself from its first byte, so that the store alone tells what it holds."""
+def identity_of(item: Item, cloud: uuid.UUID, *, files: int = 1) -> dict[str, str]:
+    """What every object says of itself from its first byte, so that the store alone tells what it holds; `files`: of how many its
+    item consists, so that half an item is never taken for one.
+    """
     return {
         "cs-cloud": str(cloud),
         "cs-kind": str(item.kind),
         "cs-uuid": str(item.uuid),
         "cs-account": str(item.account_id),
         "cs-upstream-id": str(item.upstream_id or ""),
+        "cs-files": str(files),
+        "cs-format": item.format,
+        "cs-name": item.name.encode()[:80].decode(errors="ignore"),  # Swift takes 256 bytes, and quoted it is three times as long
     }

@@ -1,25 +1,37 @@
 """Makes an object store self-describing: append-only journal objects beside the data say what each object is and how we know.
 
-One JSON line per item: identity, owner, chain, files with size, SHA-256, etag and proof. A line may stand twice (a crash between
-the object and the row); readers take the last. Objects of a deleted item are gone, so its lines mean nothing.
+One JSON line per item: identity, owner, zones, chain, files with size, SHA-256, etag and proof. A line may stand twice (a crash
+between the object and the row, or an item that changed); readers take the last. Objects of a deleted item are gone, so its lines
+mean nothing.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from django.db.models import Prefetch
+from django.db import transaction
+from django.db.models import F, Prefetch, Q
 from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
-from stores.models import KINDS, ImageStore, Kind
+from stores.drivers.base import StoreDriver
+from stores.models import KINDS, ImageStore, Kind, TemplateZoneRef, Zone
 from stores.services.image_stores import driver_for
 from stores.states import RefState
 
 FOLDER = ".cs-journal/"
+SMALL = 64 * 1024
+"""Bytes below which a journal object is worth being merged with its neighbours."""
+MERGED = 4 * 1024 * 1024
 _LINES = 500
+_BLOCK = 1024 * 1024
+_MAX_LINE = 4 * 1024 * 1024
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------------
 
 
 def write(store: ImageStore, *, batches: int = 20) -> int:
@@ -27,19 +39,79 @@ def write(store: ImageStore, *, batches: int = 20) -> int:
     written = 0
     for kind, models in KINDS.items():
         for _ in range(batches):
-            files = Prefetch("files", queryset=models.file.objects.order_by("path"))
-            related = ["item__account", *(["item__parent"] if kind == Kind.SNAPSHOT else [])]
             lacking = models.ref.objects.filter(store=store, state__in=[RefState.READY, RefState.HIDDEN], journalled=False)
-            refs = list(lacking.order_by("pk").select_related(*related).prefetch_related(files)[:_LINES])
+            refs = list(lacking.order_by("pk").select_related(*_related(kind)).prefetch_related(*_with_files(kind))[:_LINES])
             if not refs:
                 break
-            body = "".join(json.dumps(_line(kind, ref), separators=(",", ":")) + "\n" for ref in refs).encode()
-            key = f"{FOLDER}{timezone.now():%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}.jsonl"
-            driver_for(store).put(key, body, metadata={"cs-kind": "journal"}, token=f"journal-{uuid.uuid4().hex[:8]}")
+            _put(driver_for(store), "".join(json.dumps(_line(kind, ref), separators=(",", ":")) + "\n" for ref in refs).encode())
             reach("journal.written")
-            models.ref.objects.filter(pk__in=[ref.pk for ref in refs]).update(journalled=True)
+            with transaction.atomic():
+                rows = models.ref.objects.select_for_update(of=("self",)).filter(pk__in=[ref.pk for ref in refs])
+                now = dict(rows.order_by("pk").values_list("pk", "update_count"))
+                told = [ref.pk for ref in refs if now.get(ref.pk) == ref.update_count]  # else it changed while it was told
+                models.ref.objects.filter(pk__in=told).update(journalled=True)
             written += len(refs)
     return written
+
+
+def outdated(kind: Kind, items: Q) -> None:
+    """What the journals say of the items that `items` selects is true no longer; they are told again by the next `write`.
+
+    Inside the transaction that changes the items.
+    """
+    models = KINDS[kind]
+    changed = models.item.objects.filter(items).values("pk")
+    told = models.ref.objects.filter(item__in=changed, journalled=True)
+    told.update(journalled=False, update_count=F("update_count") + 1)
+
+
+def compact(store: ImageStore) -> int:
+    """Merge runs of small journal objects into larger ones, in their order; returns how many were merged away.
+
+    A death in between leaves lines twice, which changes nothing. The newest object stays: somebody may be writing beside it.
+    """
+    driver = driver_for(store)
+    merged = 0
+    run: list[tuple[str, int]] = []
+    listed = [(info.key, info.size) for info in driver.list(FOLDER)][:-1]
+    for key, size in [*listed, ("", SMALL)]:
+        if size < SMALL and sum(bytes_ for _, bytes_ in run) < MERGED:
+            run.append((key, size))
+            continue
+        if len(run) > 1:
+            body = b"".join(_whole(driver, name) for name, _ in run)
+            # The name of the last one with a tail: nothing sorts between them, so "the last line counts" still holds.
+            _put(driver, body, key=run[-1][0].removesuffix(".jsonl") + "+.jsonl")
+            reach("journal.merged")
+            for name, _ in run:
+                driver.delete(name)
+            merged += len(run)
+        run = [(key, size)] if size < SMALL else []
+    return merged
+
+
+def _put(driver: StoreDriver, body: bytes, *, key: str = "") -> None:
+    key = key or f"{FOLDER}{timezone.now():%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}.jsonl"
+    driver.put(key, body, metadata={"cs-kind": "journal"}, token=f"journal-{uuid.uuid4().hex[:8]}")
+
+
+def _related(kind: Kind) -> list[str]:
+    return {
+        Kind.TEMPLATE: ["item__account"],
+        Kind.SNAPSHOT: ["item__account", "item__zone", "item__parent"],
+        Kind.VOLUME: ["item__account", "item__zone"],
+    }[kind]
+
+
+def _with_files(kind: Kind) -> list[Any]:
+    found: list[Any] = [Prefetch("files", queryset=KINDS[kind].file.objects.order_by("path"))]
+    if kind is Kind.TEMPLATE:
+        shown = TemplateZoneRef.objects.filter(removed=None).select_related("zone").order_by("zone_id")
+        found.append(Prefetch("item__zone_refs", queryset=shown))
+    return found
+
+
+_FILE_FIELDS = ("path", "size", "sha256", "etag", "proof", "format", "virtual_size", "backing", "problem")
 
 
 def _line(kind: Kind, ref: Any) -> dict[str, Any]:
@@ -50,29 +122,68 @@ def _line(kind: Kind, ref: Any) -> dict[str, Any]:
         "name": item.name,
         "account": item.account_id,
         "account_name": item.account.account_name,
+        "account_uuid": str(item.account.uuid),
         "upstream_id": item.upstream_id,
         "format": item.format,
         "hypervisor": item.hypervisor_type,
         "virtual_size": item.size,
+        "created": item.created.isoformat(),
+        "state": ref.state,
         "install_path": ref.install_path,
         "sha256": ref.sha256,
+        "physical_size": ref.physical_size,
         "proof": ref.proof,
         "proven_at": ref.proven_at.isoformat() if ref.proven_at else None,
-        "files": [
-            {
-                "path": file.path,
-                "size": file.size,
-                "sha256": file.sha256,
-                "etag": file.etag,
-                "proof": file.proof,
-                "format": file.format,
-                "backing": file.backing,
-            }
-            for file in ref.files.all()
-        ],
+        "files": [{name: getattr(file, name) for name in _FILE_FIELDS} for file in ref.files.all()],
     }
     if kind == Kind.TEMPLATE:
-        line |= {"unique_name": item.unique_name, "type": item.type, "public": item.public}
+        line |= {name: getattr(item, name) for name in TEMPLATE_FIELDS}
+        line["zones"] = [_zone(shown.zone) for shown in item.zone_refs.all()]
+    else:
+        line["zones"] = [_zone(item.zone)] if item.zone else []
     if kind == Kind.SNAPSHOT:
-        line |= {"volume": item.volume_upstream_id, "parent": str(item.parent.uuid) if item.parent else None}
+        line |= {"volume": item.volume_upstream_id, "path": item.path, "depth": item.depth}
+        line["parent"] = str(item.parent.uuid) if item.parent else None
     return line
+
+
+TEMPLATE_FIELDS = (
+    "unique_name", "display_text", "public", "featured", "extractable", "type", "url", "checksum", "cross_zones",
+)  # fmt: skip
+"""Columns of a template that stand in its line under their own names."""
+
+
+def _zone(zone: Zone) -> dict[str, str]:
+    return {"uuid": str(zone.uuid), "name": zone.name}
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------------
+
+
+def lines(driver: StoreDriver) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """(key of the journal object, line) in the order they were written; None for a line that cannot be read."""
+    for info in driver.list(FOLDER):
+        rest = b""
+        with driver.open(info.key) as reader:
+            for offset in range(0, reader.size, _BLOCK):
+                *whole, rest = (rest + reader.pread(offset, _BLOCK)).split(b"\n")
+                for text in whole:
+                    yield info.key, _parsed(text)
+                if len(rest) > _MAX_LINE:
+                    break
+        if rest:
+            yield info.key, _parsed(rest)
+
+
+def _parsed(text: bytes) -> Mapping[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _whole(driver: StoreDriver, key: str) -> bytes:
+    with driver.open(key) as reader:
+        body = b"".join(reader.pread(offset, _BLOCK) for offset in range(0, reader.size, _BLOCK))
+    return body if body.endswith(b"\n") else body + b"\n"
