@@ -70,8 +70,8 @@ def _next_step(
     steps = (
         (not Zone.objects.exists(), _first_zone),
         (not stores, _first_store),
-        (unscanned is not None, lambda: _scan(unscanned)),
         (not alive, _worker),
+        (unscanned is not None, lambda: _scan(unscanned)),
         (conversion is None and on_nfs, _convert),
         (conversion is not None and drain is None, lambda: _plan(conversion)),
         (drain is not None and drain.state == DrainState.PLANNED, lambda: _start(drain)),
@@ -94,7 +94,9 @@ def _scan(store: Any) -> dict[str, Any]:
 
 
 def _worker() -> dict[str, Any]:
-    text = "Nothing is copied, preflighted or verified without a worker. On a host that mounts the exports, run: manage.py worker"
+    text = (
+        "Nothing is scanned, copied or verified without one. On a host that mounts the exports, run: manage.py worker"
+    )
     return _step("Start a worker", text, "worker_list")
 
 

@@ -6,11 +6,11 @@ from django.contrib import admin
 
 from cloudstorage.console.pages import entry
 from cloudstorage.console.site import ReadOnlyAdmin
-from stores.admin import items, stores, work
+from stores.admin import items, scans, stores, work
 from stores.models import Account, Zone
 from stores.states import Kind
 
-__all__ = ["AccountAdmin", "ZoneAdmin", "items", "stores", "work"]
+__all__ = ["AccountAdmin", "ZoneAdmin", "items", "scans", "stores", "work"]
 
 entry(10, "Storage", "Secondary Storage", "store_list", "store")
 entry(11, "Storage", "Staging Store", "staging_list", "stage")
@@ -19,7 +19,8 @@ entry(13, "Storage", "Accounts", "stores_account_changelist", "people")
 for order, kind in enumerate(Kind):
     entry(20 + order, "Items", f"{kind.capitalize()}s", "item_list", kind.value, arguments=(kind.value,))
 entry(35, "Work", "Transfers", "transfer_list", "transfer")
-entry(36, "Work", "Workers", "worker_list", "worker")
+entry(36, "Work", "Scans", "scan_list", "scan")
+entry(37, "Work", "Workers", "worker_list", "worker")
 
 
 @admin.register(Zone)

@@ -18,23 +18,12 @@ from cloudstorage.commands import bytes_from
 from cloudstorage.console.forms import Field, filled, misplaced
 from cloudstorage.console.pages import action, actor_of, draft_of, drop_draft, keep_draft, page, redirect, show
 from cloudstorage.errors import Blocked, Conflict, Invalid, ServiceError, plain
+from stores.admin.scans import findings_of
 from stores.drivers.base import StoreDriver
 from stores.models import KINDS, ImageStore, Transfer, WorkerReach, Zone
 from stores.services import image_stores, region
-from stores.services.scan import scan_store
+from stores.services.scan import live_scan, request_scan
 from stores.states import LIVE_REF_STATES, LIVE_TRANSFER_STATES, Role, StoreState
-
-SCAN_FINDINGS = (
-    ("missing", "Missing", "files of an item that are gone"),
-    ("changed", "Changed", "files that differ from what was known"),
-    ("corrupt", "Corrupt", "damaged files and broken chains"),
-    ("unreadable", "Unreadable", "files that could not be opened"),
-    ("foreign_writes", "Foreign writes", "what somebody else wrote after the conversion"),
-    ("conflicts", "Conflicts", "the same identity as on another store, other content: left out until a person decides"),
-    ("orphaned", "Orphaned", "files in an item's folder that belong to no item"),
-    ("in_flight", "In flight", "being written or deleted just then; the next scan looks again"),
-    ("unknown", "Not understood", "listed, never touched"),
-)
 
 
 def store_of(number: uuid.UUID) -> ImageStore:
@@ -90,10 +79,11 @@ def store_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         counts=counts,
         live_refs=live,
         blocks=_blocks_removal(store, live),
-        findings=[(label, text, report[name]) for name, label, text in SCAN_FINDINGS if report.get(name, {}).get("count")],
+        findings=findings_of(report),
         report=report,
         reach=WorkerReach.objects.filter(store=store, worker__stopped=None).select_related("worker")[:50],
         can_scan=store.state == StoreState.ATTACHED,
+        scan=live_scan(store),
     )
 
 
@@ -128,11 +118,8 @@ def test(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 
 @action("stores/<uuid:number>/scan/", "store_scan")
 def scan(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
-    """Read what lies on it; takes as long as it takes, and may be cut off and repeated."""
-    report = scan_store(actor=actor_of(request), store=store_of(number))
-    found = ", ".join(f"{count} {kind}s" for kind, count in sorted(report.found.items())) or "nothing"
-    messages.success(request, f"Scanned: found {found}; {report.adopted} adopted, {report.unchanged} unchanged.")
-    return redirect("console:store", number)
+    """Ask for a reading of what lies on it."""
+    return redirect("console:scan", request_scan(actor=actor_of(request), store=store_of(number)).uuid)
 
 
 @action("stores/<uuid:number>/readonly/", "store_readonly", ActorRole.STORAGE_ADMIN)

@@ -52,7 +52,7 @@ def add_zone_and_store(page: Page, zone: str) -> None:
     page.get_by_role("button", name="Add the store").click()
     page.get_by_text(f"nfs-{zone} was added.").wait_for()
     page.get_by_role("button", name="Scan now").click()
-    page.get_by_text("Scanned: found").wait_for()
+    await_text(page, "What it found")
 
 
 def choose_object_store(page: Page, installation: Installation) -> None:

@@ -16,6 +16,7 @@ from migration import conversion, drain, verify
 from migration.models import Preflight
 from migration.preflight import preflight
 from stores.models import ImageStore, Snapshot, Template, Transfer
+from stores.services.scan import request_scan
 from stores.states import TransferState
 from tests.fakes import memory
 from tests.migration.conftest import memory_store, region, target
@@ -59,6 +60,7 @@ class Cloud:
     conversion: Any
     drain: Any
     verification: Any
+    scan: Any
     token: ApiToken
     admin: Any
 
@@ -76,6 +78,7 @@ class Cloud:
             **{of: [self.report.uuid] for of in ("preflight", "review")},
             **{of: [self.conversion.uuid] for of in ("conversion", "drain_plan")},
             "verification": [self.verification.uuid],
+            **{of: [self.scan.uuid] for of in ("scan", "scan_cancel")},
             "token_revoke": [self.token.prefix],
         }
         if name.startswith("drain") and name != "drain_plan":
@@ -107,4 +110,5 @@ def cloud(before, admin, target, sign_in) -> Cloud:
     user = get_user_model().objects.get(username="viewer")
     token = ApiToken.objects.create(user=user, name="tests", prefix="cs_abcdefghi", digest="0" * 64, role="viewer")
     checked = verify.verify(actor=admin, store=done.object_store)
-    return Cloud(region, template, chain, report, done, planned, checked, token, admin)
+    asked = request_scan(actor=admin, store=region.stores["east"])
+    return Cloud(region, template, chain, report, done, planned, checked, asked, token, admin)

@@ -12,10 +12,11 @@ from cloudstorage.models import ApiToken, AuditEvent
 from migration.models import Conversion, Drain, Preflight, Verification
 from migration.preflight import run_preflight
 from migration.states import DrainState
-from stores.models import ImageStore, Template, Transfer, Zone
-from stores.services import image_stores
-from stores.states import RefState, Role, TransferState
+from stores.models import ImageStore, ScanRun, Template, Transfer, WorkerReach, Zone
+from stores.services import image_stores, scan
+from stores.states import RefState, Role, ScanState, TransferState
 from tests.console.conftest import CANARY
+from tests.factories import make_worker
 from tests.migration.region import age_preflight
 
 pytestmark = pytest.mark.db
@@ -36,10 +37,32 @@ def test_an_empty_cloud_is_told_its_first_steps_one_by_one(sign_in, settings, tm
     form = {"provider": "NFS", "name": "nfs", "url": f"nfs://localhost{tmp_path}/export", "zone": str(zone.uuid), "role": "Image"}
     added = client.post("/stores/add/", form | {"do": "save"}, follow=True)
     assert "nfs was added" in text(added)
-    assert "Next: Scan nfs" in text(client.get("/"))
-    store = ImageStore.objects.get(name="nfs")
-    assert "Scanned: found nothing" in text(client.post(f"/stores/{store.uuid}/scan/", follow=True))
     assert "Next: Start a worker" in text(client.get("/"))
+    store = ImageStore.objects.get(name="nfs")
+    worker = make_worker(store)
+    assert "Next: Scan nfs" in text(client.get("/"))
+    page = text(client.post(f"/stores/{store.uuid}/scan/", follow=True))
+    assert "A worker takes it up within seconds" in page
+    (run,) = scan.take_waiting(worker.pk, limit=1)
+    scan.perform(run)
+    assert "No drift: rows and store agree" in text(client.get(f"/scans/{run.uuid}/"))
+    assert "Next: Move to an object store" in text(client.get("/"))
+
+
+def test_a_scan_is_watched_cancelled_and_refused_twice(cloud, sign_in):
+    client = sign_in("operator")
+    WorkerReach.objects.all().delete()
+    part = client.get(f"/scans/{cloud.scan.uuid}/?part=1")
+    assert (part.status_code, "No running worker reaches the store" in text(part)) == (200, True)
+    assert "waits for a worker" in text(client.get(f"/stores/{cloud.nfs.uuid}/"))
+    assert "waits for a worker" in text(client.post(f"/stores/{cloud.nfs.uuid}/scan/", follow=True))
+    ScanRun.objects.update(state=ScanState.RUNNING, files=1234, token=uuid.uuid4())
+    assert "1\u202f234" in text(client.get(f"/scans/{cloud.scan.uuid}/"))
+    assert "was cancelled" in text(client.post(f"/scans/{cloud.scan.uuid}/cancel/", follow=True))
+    assert client.get(f"/scans/{cloud.scan.uuid}/?part=1").status_code == 286
+    again = client.post(f"/scans/{cloud.scan.uuid}/cancel/", follow=True)
+    assert "so it cannot be cancelled" in text(again)
+    assert "Scan now" in text(client.get(f"/stores/{cloud.nfs.uuid}/"))
 
 
 def test_a_store_is_tested_before_it_is_saved(sign_in, settings, tmp_path):

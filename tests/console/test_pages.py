@@ -23,7 +23,7 @@ READ = {
     "index": EVERYONE, "store_list": EVERYONE, "staging_list": EVERYONE, "store": EVERYONE, "item_list": EVERYONE, "item": EVERYONE,
     "transfer_list": EVERYONE, "worker_list": EVERYONE, "migration_list": EVERYONE, "conversion": EVERYONE, "drain": EVERYONE,
     "drain_live": EVERYONE, "preflight_list": EVERYONE, "preflight": EVERYONE, "verification_list": EVERYONE,
-    "verification": EVERYONE, "token_list": EVERYONE, "token_add": EVERYONE, "password_change": EVERYONE,
+    "verification": EVERYONE, "scan_list": EVERYONE, "scan": EVERYONE, "token_list": EVERYONE, "token_add": EVERYONE, "password_change": EVERYONE,
     "stores_zone_changelist": EVERYONE, "stores_account_changelist": EVERYONE,
     "audit_list": {"auditor"}, "auth_user_changelist": ADMINS,
     "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS, "user_add": ADMINS, "wizard": ADMINS,
@@ -32,7 +32,7 @@ READ = {
 """Who sees which page. `review` has tests of its own: after a conversion there is nothing to review."""
 
 ACTIONS = {
-    "store_test": OPERATORS, "store_scan": OPERATORS, "store_readonly": ADMINS, "item_ensure": OPERATORS, "drain_start": OPERATORS,
+    "store_test": OPERATORS, "scan_cancel": OPERATORS, "store_scan": OPERATORS, "store_readonly": ADMINS, "item_ensure": OPERATORS, "drain_start": OPERATORS,
     "drain_pause": OPERATORS, "drain_resume": OPERATORS, "drain_retry": OPERATORS, "token_revoke": EVERYONE,
 }  # fmt: skip
 
