@@ -1,7 +1,7 @@
 # `make demo` shows the product on this machine; `make test` proves it. Both set up all they need first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check demo openapi clean
+.PHONY: help setup test check demo bench openapi clean
 
 python := .venv/bin/python
 
@@ -19,6 +19,10 @@ check: setup ## the fast lane: lint, format, types, import rules, migrations, do
 
 demo: setup ## the main job on made-up exports; ONCE=1 ends after the report
 	@$(python) -m tests.demo $(if $(ONCE),--once)
+
+bench: ## against rclone and others, about 30 minutes; ROWS='s3-small tiny' ROUNDS=5 choose, README=1 writes the README's section
+	@tests/servers/setup.sh bench
+	@$(python) -m tests.bench $(ROWS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(README),--readme)
 
 openapi: setup ## write the REST API's description to docs/openapi.yaml
 	$(python) manage.py spectacular --file docs/openapi.yaml --validate --fail-on-warn

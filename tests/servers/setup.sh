@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what tests and the demo need and this machine lacks: Debian packages, and the two virtual environments.
+# Installs what tests and the demo need and this machine lacks: Debian packages, and the two virtual environments. With the
+# argument `bench` also the programs that the bench compares with.
 # A second run finds the stamps and does nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -16,6 +17,7 @@ needed=(
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf fonts-dejavu-core"
     "ip iproute2"
 )
+[[ ${1:-} == bench ]] && needed+=("rclone rclone")
 
 find_python() {
     local candidate

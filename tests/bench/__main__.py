@@ -1,0 +1,82 @@
+"""`make bench`: run the rows, print the table, write `var/bench/latest.json`, and with --readme the README's section."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.bench import converting, figures, moving
+from tests.bench.figures import Row
+from tests.bench.ground import Bench
+from tests.servers.process import REPOSITORY
+
+LATEST = REPOSITORY / "var" / "bench" / "latest.json"
+SCALED = LATEST.with_name("scaled.json")
+"""Where a run with --scale goes: its figures say whether the bench works, nothing else."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that come from the same rounds."""
+
+    rows: tuple[str, ...]
+    run: Callable[[Bench, int, float, Callable[[str], None]], list[Row]]
+    rounds: int = 5
+
+
+GROUPS = [
+    Group(("s3-large", "s3-large-cpu"), moving.s3(moving.LARGE, "s3-large", "4 x 256 MiB", ">= 1.4", "<= 0.4")),
+    Group(("s3-small", "s3-small-cpu"), moving.s3(moving.SMALL, "s3-small", "1000 x 1 MiB", ">= 1.3", "<= 0.7")),
+    Group(("swift-large",), moving.swift(moving.LARGE, "swift-large", "4 x 256 MiB", ">= 1.2")),
+    Group(("swift-small",), moving.swift(moving.SMALL, "swift-small", "1000 x 1 MiB", ">= 1.2")),
+    Group(("tiny",), moving.tiny),
+    Group(("sparse", "sparse-rss"), moving.sparse, rounds=3),
+    Group(("convert-postgres",), converting.postgres, rounds=3),
+    Group(("convert-sqlite",), converting.sqlite, rounds=3),
+]
+
+
+def main() -> int:
+    known = [row for group in GROUPS for row in group.rows]
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: all of {' '.join(known)}")
+    parser.add_argument("--rounds", type=int, help="instead of each row's own number")
+    parser.add_argument("--scale", type=float, default=1, help="make the data so much smaller, to try the bench out")
+    parser.add_argument("--readme", action="store_true", help="write the README's section from the kept figures")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.rows) - set(known):
+        parser.error(f"no such rows: {' '.join(sorted(unknown))}; there are {' '.join(known)}")
+    groups = [group for group in GROUPS if not chosen.rows or set(group.rows) & set(chosen.rows)]
+    kept = LATEST if chosen.scale == 1 else SCALED
+    rows, failed = [], []
+    with Bench() as bench:
+        for group in groups:
+            started = time.monotonic()
+            say(f"{', '.join(group.rows)}")
+            try:
+                found = group.run(bench, chosen.rounds or group.rounds, chosen.scale, say)
+            except Exception:
+                traceback.print_exc()
+                failed.append(group.rows[0])
+                continue
+            rows += found
+            figures.write(kept, found)
+            say(f"  {time.monotonic() - started:.0f} s")
+    print(f"\n{figures.table(rows)}\n\nkept in {kept.relative_to(REPOSITORY)}")
+    if chosen.readme and chosen.scale == 1:
+        figures.write_section(REPOSITORY / "README.md", figures.read(LATEST))
+    if failed:
+        print(f"\nfailed, with nothing measured: {' '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""From rounds to verdicts: what counts as met, what as missed, and what the spread leaves open."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.bench import figures
+from tests.bench.figures import BEGIN, END, Row, absolute, compared, verdict
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("ratios", "bar", "met"),
+    [
+        ([1.5, 1.4, 1.9, 1.6, 1.45], ">= 1.4", True),
+        ([1.5, 1.39, 1.9, 1.6, 1.45], ">= 1.4", "inconclusive"),
+        ([1.2, 1.39, 1.1, 1.3, 1.0], ">= 1.4", False),
+        ([0.4, 0.3, 0.35], "<= 0.4", True),
+        ([0.5, 0.6, 0.41], "<= 0.4", False),
+        ([0.5, 0.3, 0.3], "<= 0.4", "inconclusive"),
+        ([2.0, 2.0], ">= 1.4", "inconclusive"),
+        ([9.9] + [1.0] * 7, ">= 1.4", False),
+        ([9.9, 9.9] + [1.0] * 6, ">= 1.4", "inconclusive"),
+    ],
+)
+def test_a_verdict_is_what_the_rounds_agree_on(ratios, bar, met):
+    assert verdict(ratios, bar) == met
+
+
+def test_a_count_needs_no_second_round():
+    assert verdict([0.9], "<= 1", exact=True) is True
+    assert verdict([1.1], "<= 1", exact=True) is False
+
+
+def test_a_malformed_bar_is_refused():
+    with pytest.raises(ValueError, match="no bar"):
+        verdict([1, 1, 1], "at least 2")
+
+
+def test_ratios_are_per_round_and_the_middle_one_is_told():
+    row = compared("s3", "what", ">= 1.4", [(200, 100), (100, 100), (90, 60)])
+    assert row == Row("s3", "what", 100, 100, 1.5, 1.0, 2.0, ">= 1.4", "inconclusive", 3)
+
+
+def test_a_figure_without_a_peer_is_held_against_its_own_bar():
+    row = absolute("rss", "what", "<= 300", [150, 240, 270])
+    assert row == Row("rss", "what", 240, None, 0.8, 0.5, 0.9, "<= 300", True, 3)
+
+
+def test_latest_keeps_the_rows_of_other_runs_and_nothing_but_the_fields(tmp_path):
+    path = tmp_path / "bench" / "latest.json"
+    old, other = absolute("a", "old", "<= 1", [2, 2, 2]), absolute("b", "b", "<= 1", [1, 1, 1])
+    new = absolute("a", "new", "<= 1", [0.5, 0.5, 0.5])
+    figures.write(path, [old, other])
+    figures.write(path, [new])
+    assert figures.read(path) == [new, other]
+    fields = ["id", "what", "ours", "peer", "ratio", "min", "max", "bar", "met", "rounds"]
+    assert [list(entry) for entry in json.loads(path.read_text())] == [fields, fields]
+
+
+def test_the_readme_holds_the_rows_between_its_markers_and_is_otherwise_left_alone(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    figures.write_section(readme, [compared("s3", "what", ">= 1.4", [(3, 2)] * 3)])
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "| s3 | what | 3.00 | 2.00 | 1.50 (1.50-1.50) | >= 1.4 | met | 3 |" in text
+    assert "old" not in text
+
+
+def test_a_readme_without_markers_is_not_guessed_at(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing\n")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        figures.write_section(readme, [])
+    assert readme.read_text() == "nothing\n"
