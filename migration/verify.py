@@ -29,9 +29,10 @@ from stores.copier import Control, CopyEngine, Stopped, Throttle
 from stores.drivers.base import MARKER_KEY, ObjectInfo, StoreDriver
 from stores.drivers.errors import NotFound, StoreError, Unavailable
 from stores.models import KINDS, ImageStore, Kind, Transfer
+from stores.services import proofs
 from stores.services.image_stores import driver_for
 from stores.services.inventory import relative_name
-from stores.states import PROVEN, RefState, Role, StoreState
+from stores.states import PROVEN, Proof, RefState, Role, StoreState
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +162,12 @@ def _read_contents(row: Verification, driver: StoreDriver) -> None:
                     if not sampled(ref.item.uuid.bytes, row):
                         continue
                     files = ref.files.order_by("path")
-                    findings = [found for file in files if (found := _check(row, engine, driver, watch, kind, ref, file))]
+                    seen: dict[str, str] = {}
+                    findings = [found for file in files if (found := _check(row, engine, driver, watch, kind, ref, file, seen))]
                     row.items_checked += 1
                     _save(row, findings)
+                    if not findings and row.store.scope == "REGION" and ref.proof == Proof.ADOPTED:
+                        proofs.confirm(kind, ref, seen)
                 _save(row, [])
     finally:
         engine.close()
@@ -180,9 +184,16 @@ def sampled(identity: bytes, row: Verification) -> bool:
 
 
 def _check(
-    row: Verification, engine: CopyEngine, driver: StoreDriver, watch: Watch, kind: Kind, ref: Any, file: Any
+    row: Verification,
+    engine: CopyEngine,
+    driver: StoreDriver,
+    watch: Watch,
+    kind: Kind,
+    ref: Any,
+    file: Any,
+    seen: dict[str, str],
 ) -> dict[str, Any] | None:
-    found, size = difference(engine, driver, watch, file.path, file.sha256, file.size)
+    found, size = difference(engine, driver, watch, file.path, file.sha256, file.size, seen)
     row.bytes_checked += size
     return None if found is None or _is_going(ref) else _about(kind, ref.item, file.path) | found
 
@@ -197,9 +208,16 @@ def _is_going(ref: Any) -> bool:
 
 
 def difference(
-    engine: CopyEngine, driver: StoreDriver, control: Control, key: str, sha256: str, size: int
+    engine: CopyEngine,
+    driver: StoreDriver,
+    control: Control,
+    key: str,
+    sha256: str,
+    size: int,
+    seen: dict[str, str] | None = None,
 ) -> tuple[dict[str, str] | None, int]:
     """({problem, expected, found} or None where the object is what it should be, bytes read). Empty `sha256`: nobody knows it.
+    `seen` takes the SHA-256 of what was read.
 
     A store that does not answer is no finding: Unavailable is raised on.
     """
@@ -211,6 +229,8 @@ def difference(
         raise
     except StoreError as error:
         return {"problem": error.cause, "expected": sha256, "found": str(error)[:300]}, 0
+    if seen is not None:
+        seen[key] = found
     if sha256 and found != sha256:
         return {"problem": "content differs", "expected": sha256, "found": found}, read
     if read != size:

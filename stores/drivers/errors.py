@@ -95,7 +95,10 @@ class Foreign(StoreError):
     """The store carries another cloud's ownership marker, or content that is not ours lies where we would write."""
 
     cause = "foreign-store"
-    remedy = "Give cloudstorage a bucket, container or prefix of its own."
+    remedy = (
+        "Give cloudstorage a bucket, container or prefix of its own. If it is this cloud's own and its database was lost, a new"
+        " one takes it over: store_add --take-over CLOUD."
+    )
 
 
 class UnsafeName(StoreError):

@@ -114,7 +114,7 @@ def keep_hidden(kind: Kind, item_ids: Collection[int]) -> int:
     hidden = refs.filter(item_id=OuterRef("item_id"), state=RefState.HIDDEN)
     ready = refs.filter(Exists(hidden), item_id__in=list(item_ids), state=RefState.READY)
     state = next_state(REF_TRANSITIONS, RefState.READY, RefEvent.HIDE_REQUESTED)
-    return int(ready.update(state=state, updated=Now(), update_count=F("update_count") + 1))
+    return int(ready.update(state=state, updated=Now(), update_count=F("update_count") + 1, journalled=False))
 
 
 def files_of(kind: Kind, item: Item) -> list[StoreFile]:

@@ -346,6 +346,7 @@ def _hide(item: Item) -> None:
         state=next_state(REF_TRANSITIONS, RefState.READY, RefEvent.HIDE_REQUESTED),
         updated=Now(),
         update_count=F("update_count") + 1,
+        journalled=False,
     )
     if not hidden:
         message = f"The snapshot {item.name} has children and is still being written."

@@ -9,7 +9,7 @@ from typing import Any
 from cloudstorage.actors import Actor
 from cloudstorage.commands import ServiceCommand, add_details_arguments, details_from
 from cloudstorage.errors import plain
-from stores.services import image_stores
+from stores.services import image_stores, takeover
 from stores.services.region import find_zone
 from stores.states import Role
 
@@ -24,6 +24,12 @@ class Command(ServiceCommand):
         parser.add_argument("--zone", help="name or uuid; NFS stores need one, object stores take none")
         parser.add_argument("--role", choices=[role.value for role in Role], default=Role.IMAGE.value)
         parser.add_argument("--dry-run", action="store_true", help="only probe; nothing is saved")
+        parser.add_argument(
+            "--take-over",
+            metavar="CLOUD",
+            default="",
+            help="uuid of the cloud whose marker the store carries: its database is lost and this empty one takes its place",
+        )
         add_details_arguments(parser)
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
@@ -38,6 +44,8 @@ class Command(ServiceCommand):
             else:
                 self.tell_steps(steps)
             return 4 if any(step.status == "blocker" for step in steps) else None
+        if options["take_over"]:
+            takeover.take_over(actor=actor, cloud=options["take_over"], **place)
         store = image_stores.add_store(actor=actor, name=options["name"], role=options["role"], **place)
         if not self.as_json:
             self.tell_steps(store.probe_steps)

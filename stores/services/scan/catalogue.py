@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 
 from cloudstorage.errors import Invalid
 from stores.models import KINDS, Account
+from stores.services import journal
 from stores.services.scan.lease import Lease
 from stores.services.scan.report import ScanReport
 from stores.states import Kind
@@ -101,6 +103,8 @@ class Catalogue:
                 changed.append(account)
         counts["updated"] += len(changed)
         Account.objects.bulk_update(changed, ["account_name", "uuid"], batch_size=_CHUNK)
+        for kind in KINDS if changed else ():
+            journal.outdated(kind, Q(account__in=changed))
 
 
 def _apply_items(kind: Kind, entries: Mapping[_Key, Mapping[str, Any]], counts: dict[str, int]) -> ScanReport:
@@ -133,6 +137,7 @@ def _apply_items(kind: Kind, entries: Mapping[_Key, Mapping[str, Any]], counts: 
             changed.append(item)
     counts["updated"] += len(changed)
     model.objects.bulk_update(changed, fields, batch_size=_CHUNK)
+    journal.outdated(kind, Q(pk__in=[item.pk for item in changed]))
     return delta
 
 

@@ -9,12 +9,13 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from django.db.models import Q
 from django.utils import timezone
 
 from stores import layout
 from stores.drivers.base import ObjectInfo
 from stores.models import KINDS, Account, ImageStore, Item, Snapshot, StoreFile, StoreRef, TemplateZoneRef
-from stores.services import holds
+from stores.services import holds, journal
 from stores.services.scan.reading import FoundFile, FoundItem
 from stores.services.scan.report import ScanReport, printable
 from stores.states import PROVEN, Kind, Proof, RefState, Role
@@ -163,6 +164,7 @@ class _Kind:
         self._make_refs(taken)
         if self.kind is Kind.TEMPLATE and self.store.zone_id is not None:
             _show_in_zone(self.store.zone_id, [item.pk for _, item in taken])
+            journal.outdated(self.kind, Q(pk__in=[item.pk for _, item in taken]))
         return [found for found, _ in taken]
 
     def _held(self, item_ids: Sequence[int]) -> set[int]:

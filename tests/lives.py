@@ -1,0 +1,213 @@
+"""Two lives of one cloud, each a program with a database of its own: the first drains to an object store, the second finds it.
+
+Run as `python -m tests.lives <step> <JSON>`; DATABASE_URL and CLOUDSTORAGE_* say where. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import django
+
+CATALOGUE_NAME = "naïve größe 🐧"
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloudstorage.settings")
+    django.setup()
+    print(json.dumps(STEPS[sys.argv[1]](**json.loads(sys.argv[2])), default=str), flush=True)
+
+
+# --- the first life --------------------------------------------------------------------------------------------------------
+
+
+def first(folder: str, zones: list[str], target: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
+    """Adopt, convert, drain, delete, register: everything that a second life must find as it was."""
+    migrate()
+    from cloudstorage.actors import cli_actor
+    from stores.models import ImageStore, Kind, Snapshot, Template, Volume
+    from stores.services import items, journal, uploads
+    from stores.services.image_stores import add_store
+    from stores.services.region import add_zone
+    from stores.services.scan import scan_store
+
+    actor = cli_actor()
+    for name in zones:
+        zone = add_zone(actor=actor, name=name)
+        url = f"nfs://localhost{Path(folder) / name}"
+        store = add_store(actor=actor, name=f"nfs-{name}", provider="NFS", url=url, details={}, zone=zone)
+        scan_store(actor=actor, store=store, catalogue=None)
+    template = Template.objects.get(upstream_id=numbers["template"])
+    entry = {"account_id": template.account_id, "id": template.upstream_id, "name": CATALOGUE_NAME, "featured": True}
+    accounts = [{"id": template.account_id, "name": "the owners"}]
+    scan_store(actor=actor, store=ImageStore.objects.earliest("pk"), catalogue={"accounts": accounts, "templates": [entry]})
+    drain(target)
+    parent = Snapshot.objects.filter(children__isnull=False).earliest("pk")
+    items.delete_item(actor=actor, kind=Kind.SNAPSHOT, item=parent)
+    gone = Volume.objects.earliest("pk")
+    items.delete_item(actor=actor, kind=Kind.VOLUME, item=gone)
+    while items.finish_deletes():
+        pass
+    store = ImageStore.objects.get(scope="REGION")
+    while journal.write(store):
+        pass
+    known = rows()
+    late = uploads.register_upload(
+        actor=actor,
+        kind=Kind.VOLUME,
+        zone=None,
+        account_id=template.account_id,
+        name="late",
+        filename="late.raw",
+        stream=io.BytesIO(b"written after the last journal" * 20),
+        size=600,
+    )
+    from cloudstorage.models import Installation
+
+    cloud = str(Installation.get().uuid)
+    return {"rows": known, "cloud": cloud, "late": str(late.item.uuid), "hidden": str(parent.uuid), "gone": str(gone.uuid)}
+
+
+def migrate() -> None:
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+
+
+def drain(target: dict[str, Any]) -> None:
+    from cloudstorage.actors import cli_actor
+    from migration import conversion, drain
+    from migration.states import DrainState
+    from stores.models import ImageStore, Worker, WorkerReach
+    from stores.worker import Pump
+
+    actor = cli_actor()
+    converted = conversion.convert(actor=actor, name="objects", override=["preflight-absent"], **target)
+    worker = Worker.objects.create(hostname="here", pid=os.getpid())
+    for store in ImageStore.objects.all():
+        WorkerReach.objects.create(worker=worker, store=store, ok=True)
+    row = drain.start(actor=actor, drain=drain.plan(actor=actor, conversion=converted, canary_items=2, concurrency=4))
+    for _ in range(100):
+        Pump(worker.pk, slots=4).run()
+        drain.advance(row)
+        row.refresh_from_db()
+        if row.state in {DrainState.FINISHED, DrainState.PAUSED}:
+            break
+    assert row.state == DrainState.FINISHED, row.note
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """What an object store can say of itself: every row by a key that no database numbers, with the columns that are left out
+    listed here.
+    """
+    from stores.models import KINDS, ImageStore, Kind, TemplateZoneRef, Zone
+
+    store = ImageStore.objects.get(scope="REGION")
+    found: dict[str, dict[str, Any]] = {"zones": {}, "accounts": {}, "shown": {}}
+    for kind, models in KINDS.items():
+        related = ["item__account", *(["item__parent"] if kind is Kind.SNAPSHOT else [])]
+        refs = (
+            models.ref.objects.filter(store=store).exclude(state="Destroyed").select_related(*related).prefetch_related("files")
+        )
+        for ref in refs:
+            key = f"{kind} {ref.item.uuid}"
+            found[f"{key}: item"] = columns(ref.item, without={"id", "zone_id", "parent_id", "cross_zones_by"})
+            zone = getattr(ref.item, "zone", None)
+            found[f"{key}: item"]["zone"] = zone and zone.name
+            parent = getattr(ref.item, "parent", None)
+            found[f"{key}: item"]["parent"] = parent and str(parent.uuid)
+            # When and how it was proven is what a new database cannot know; the rest of these are counters and times of its own.
+            own = {
+                "id",
+                "item_id",
+                "store_id",
+                "proof",
+                "proven_at",
+                "created",
+                "updated",
+                "last_used",
+                "update_count",
+                "journalled",
+            }
+            found[f"{key}: ref"] = columns(ref, without=own)
+            for file in ref.files.all():
+                found[f"{key}: file {file.path}"] = columns(file, without={"id", "ref_id", "proof", "version"})
+            found["accounts"][str(ref.item.account_id)] = [str(ref.item.account.uuid), ref.item.account.account_name]
+    for shown in TemplateZoneRef.objects.filter(removed=None).select_related("template", "zone"):
+        found["shown"][f"{shown.template.uuid} in {shown.zone.uuid}"] = True
+    found["zones"] = {str(zone.uuid): zone.name for zone in Zone.objects.all()}
+    return found
+
+
+def columns(row: Any, *, without: set[str]) -> dict[str, Any]:
+    names = {field.attname for field in row._meta.concrete_fields}
+    assert without <= names | {"zone_id", "parent_id", "cross_zones_by"}
+    return {name: str(getattr(row, name)) for name in sorted(names - without)}
+
+
+# --- the second life -------------------------------------------------------------------------------------------------------
+
+
+def second(target: dict[str, Any], cloud: str) -> dict[str, Any]:
+    """An empty database takes the store over and scans it, twice; then everything is read."""
+    migrate()
+    from cloudstorage.actors import cli_actor
+    from cloudstorage.errors import ServiceError
+    from migration import verify
+    from migration.models import Verification
+    from stores.services.image_stores import add_store
+    from stores.services.scan import scan_store
+    from stores.services.takeover import take_over
+
+    actor = cli_actor()
+    refused = {}
+
+    def try_out(name: str, call: Any) -> None:
+        try:
+            call()
+        except ServiceError as error:
+            refused[name] = [error.field, error.message + " " + error.remedy]
+
+    try_out("foreign", lambda: add_store(actor=actor, name="objects", **target))
+    try_out("another", lambda: take_over(actor=actor, cloud="11111111-1111-4111-8111-111111111111", **target))
+    take_over(actor=actor, cloud=cloud, **target)
+    store = add_store(actor=actor, name="objects", **target)
+    report = scan_store(actor=actor, store=store).as_json()
+    known = rows()
+    again = scan_store(actor=actor, store=store).as_json()
+    unchanged = rows() == known
+    states = proofs()
+    checked = Verification.objects.create(store=store, actor="test")
+    verify.run(checked)
+    checked.refresh_from_db()
+    return {
+        "refused": refused,
+        "report": report,
+        "again": again,
+        "unchanged": unchanged,
+        "rows": known,
+        "proofs": states,
+        "verified": [checked.state, checked.findings],
+        "after": proofs(),
+    }
+
+
+def proofs() -> dict[str, list[str]]:
+    from stores.models import KINDS
+
+    found = {}
+    for models in KINDS.values():
+        for ref in models.ref.objects.select_related("item").prefetch_related("files"):
+            found[str(ref.item.uuid)] = [ref.state, ref.proof, *sorted({file.proof for file in ref.files.all()})]
+    return found
+
+
+STEPS = {"first": first, "second": second}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The database is lost: a new one is rebuilt from the object store alone, and compared row by row with the old one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.crash.ground import KEPT
+from tests.demo.build import BuiltRegion, build_region
+from tests.drivers.s3_cases import details_of, new_bucket
+from tests.servers.process import REPOSITORY
+
+pytestmark = [pytest.mark.live, pytest.mark.db]
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory) -> BuiltRegion:
+    """Of every kind and shape one, a chain, and a template in both zones."""
+    built = build_region(tmp_path_factory.mktemp("region"), scale="tiny")
+    for item in built.items:
+        if (item.zone, item.upstream_id.partition("/")[0]) not in KEPT:
+            for file in item.files:
+                (built.zones[item.zone] / file.path).unlink()
+    return built
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A step of `tests.lives` in a process of its own; each life has a data folder, and so a key ring, of its own."""
+
+    def start(database: str, life: str, step: str, **told: Any) -> dict[str, Any]:
+        folder = tmp_path / life
+        folder.mkdir(exist_ok=True)
+        environment = {
+            "DATABASE_URL": database or f"sqlite:///{folder / 'region.sqlite3'}",
+            "CLOUDSTORAGE_DATA_DIR": str(folder),
+            "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
+            "CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK": "true",
+            "CLOUDSTORAGE_QUEUE_MUTED": "true",
+            "CLOUDSTORAGE_LOG_LEVEL": "WARNING",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.lives", step, json.dumps(told)],
+            check=False,
+            env=os.environ | environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-5000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return start
+
+
+@pytest.mark.parametrize(("provider", "database"), [("S3", "sqlite"), ("Swift", "postgres")])
+def test_all_rows_come_back_from_the_store_alone_when_the_database_is_lost(
+    request, region, run, swift_server, tmp_path, provider, database
+):
+    if provider == "S3":
+        target = {"provider": "S3", "url": "", "details": details_of(swift_server, new_bucket(swift_server))}
+    else:
+        details = {"username": swift_server.username, "key": swift_server.key, "container": f"images-{uuid.uuid4()}"}
+        target = {"provider": "Swift", "url": swift_server.auth_url, "details": details}
+    urls = ["", ""]
+    if database == "postgres":
+        server = request.getfixturevalue("postgres_server")
+        urls = [server.create_database(f"life_{number}_{uuid.uuid4().hex[:8]}") for number in ("one", "two")]
+    copy = tmp_path / "exports"
+    subprocess.run(["cp", "-a", "--reflink=auto", str(region.root), str(copy)], check=True)
+
+    first = run(urls[0], "one", "first", folder=str(copy), zones=sorted(region.zones), target=target, numbers={"template": 201})
+    second = run(urls[1], "two", "second", target=target, cloud=first["cloud"])
+
+    assert "belongs to another cloud" in second["refused"]["foreign"][1]
+    assert "--take-over" in second["refused"]["foreign"][1]
+    assert second["refused"]["another"][0] == "take_over"
+
+    late = first["late"]
+    rebuilt = {key: row for key, row in second["rows"].items() if late not in key}
+    assert rebuilt == first["rows"]
+    assert len(rebuilt) > 20
+    assert first["gone"] not in second["proofs"]
+    assert second["proofs"].pop(first["hidden"]) == ["Hidden", "adopted", "adopted"]
+    assert second["proofs"].pop(late) == ["Ready", "adopted", "adopted"]
+    assert set(map(tuple, second["proofs"].values())) == {("Ready", "adopted", "adopted")}
+
+    assert second["unchanged"]
+    for report in (second["report"], second["again"]):
+        for finding in ("missing", "orphaned", "changed", "corrupt", "conflicts", "unknown", "in_flight"):
+            assert report[finding]["count"] == 0, (finding, report[finding])
+    assert second["again"]["adopted"] == 0
+
+    assert second["verified"] == ["Finished", []]
+    assert second["after"].pop(first["hidden"]) == ["Hidden", "read-back", "read-back"]
+    assert second["after"].pop(late) == ["Ready", "adopted", "adopted"], "nobody had told the hash of these bytes"
+    assert set(map(tuple, second["after"].values())) == {("Ready", "read-back", "read-back")}
