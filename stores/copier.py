@@ -1,7 +1,8 @@
-"""Copies one item from driver to driver: one pass over the source, parts in parallel, hashing, resume, throttle, proof.
+"""Copies one item from driver to driver: parts in parallel, hashing, resume, throttle, proof.
 
 Plain Python, no database: what must survive a crash goes through a `Journal`, and whoever runs the copy steers it through a
-`Control` from another thread. Memory is bounded by the engine's budget whatever the object's size, as long as one part fits it.
+`Control` from another thread. Memory is bounded by the engine's budget whatever the object's size: a part is read once and held
+until it is sent or, above a limit, read twice in small blocks, first for its checksums and then to be sent.
 """
 
 from __future__ import annotations
@@ -10,20 +11,17 @@ import hashlib
 import math
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Protocol
 
 from cloudstorage.checkpoints import reach
+from stores import reading
 from stores.drivers.base import MiB, Part, Reader, Stored, StoreDriver, Upload
 from stores.drivers.errors import Corrupt, NotFound, SourceChanged, UploadGone
+from stores.reading import Source, Window
 from stores.states import Proof
-
-_BLOCK = MiB
-"""Read granularity while a limit is set, so that it and a pause bite within a part."""
 
 
 class SourceCorrupt(Corrupt):
@@ -162,7 +160,7 @@ class Control:
 
 
 class _Budget:
-    """Bytes of part buffers under way; a part larger than all of it passes alone."""
+    """Bytes of buffers under way; what is larger than all of it passes alone."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -183,12 +181,16 @@ class _Budget:
 
 
 class CopyEngine:
-    """The lanes and buffers that all copies of one process share."""
+    """The lanes and buffers that all copies of one process share.
 
-    def __init__(self, *, lanes: int = 8, memory: int = 192 * MiB) -> None:
+    A part of more than `held` bytes is read twice instead of held in memory.
+    """
+
+    def __init__(self, *, lanes: int = 8, memory: int = 192 * MiB, held: int = 32 * MiB) -> None:
         self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="part")
         self._budget = _Budget(memory)
         self._lanes = lanes
+        self._held = held
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -246,7 +248,7 @@ class CopyEngine:
             if renewed or (file.size is not None and reader.size != file.size):
                 raise SourceChanged(f"{file.source_key} is not what it was when it was scanned; scan its store again.")
             part_size = target.part_size_for(reader.size)
-            if reader.size <= part_size:
+            if reader.size <= min(part_size, self._held):
                 sha256, stored = self._put(reader, target, file, metadata, token, control)
             else:
                 sha256, stored = self._upload(reader, target, file, part_size, metadata, token, journal, control)
@@ -270,7 +272,7 @@ class CopyEngine:
     ) -> tuple[str, Stored]:
         self._budget.acquire(reader.size, control)
         try:
-            data = self._read(reader, 0, reader.size, list(reader.extents()), control)
+            data = Source(reader, control).read(0, reader.size)
             sha256 = hashlib.sha256(data).hexdigest()
             self._unchanged(reader, file, sha256)
             control.check()
@@ -371,31 +373,36 @@ class CopyEngine:
     ) -> tuple[str, list[Part]]:
         upload = recorded.upload
         whole = hashlib.sha256()
-        extents = list(reader.extents())
+        source = Source(reader, control)
         done: dict[int, Part] = {}
         pending: set[Future[Part]] = set()
         try:
             for number, offset in enumerate(range(0, reader.size, upload.part_size), start=1):
                 length = min(upload.part_size, reader.size - offset)
-                self._budget.acquire(length, control)
+                buffers = length if length <= self._held else min(length, 2 * reading.BLOCK)
+                self._budget.acquire(buffers, control)
                 handed_over = False
                 try:
                     control.waiting_on = "source"
-                    data = self._read(reader, offset, length, extents, control)
+                    data: bytes | Window
+                    if length <= self._held:
+                        data = source.read(offset, length)
+                        whole.update(data)
+                    else:
+                        data = source.window(offset, length, whole, target.part_digest())
                     control.waiting_on = "target"
-                    whole.update(data)
                     if number in recorded.parts:
                         part, sha256 = recorded.parts[number]
-                        if hashlib.sha256(data).hexdigest() != sha256:
+                        if _sha256(data) != sha256:
                             raise SourceChanged(f"{file.source_key} differs from what an earlier attempt read of it.")
                         done[number] = part
                         control.progress(length)
                         continue
-                    pending.add(self._pool.submit(self._send, target, upload, number, offset, data, journal, control))
+                    pending.add(self._pool.submit(self._send, target, upload, number, offset, data, buffers, journal, control))
                     handed_over = True
                 finally:
                     if not handed_over:
-                        self._budget.release(length)
+                        self._budget.release(buffers)
                 del data
                 pending = self._collect(pending, done, block=len(pending) >= self._lanes)
             while pending:
@@ -416,11 +423,19 @@ class CopyEngine:
         return waiting
 
     def _send(
-        self, target: StoreDriver, upload: Upload, number: int, offset: int, data: bytes, journal: Journal, control: Control
+        self,
+        target: StoreDriver,
+        upload: Upload,
+        number: int,
+        offset: int,
+        data: bytes | Window,
+        buffers: int,
+        journal: Journal,
+        control: Control,
     ) -> Part:
         try:
             control.check()
-            sha256 = hashlib.sha256(data).hexdigest()
+            sha256 = _sha256(data)
             reach("copy.before-part")
             part = target.put_part(upload, number, offset, data)
             reach("copy.part")
@@ -428,34 +443,7 @@ class CopyEngine:
             control.progress(len(data))
             return part
         finally:
-            self._budget.release(len(data))
-
-    @staticmethod
-    def _read(reader: Reader, offset: int, length: int, extents: Sequence[tuple[int, int]], control: Control) -> bytes:
-        """The bytes at [offset, offset+length); holes are zeros that nobody reads."""
-        end = offset + length
-        pieces: list[bytes] = []
-        position = offset
-        first = max(0, bisect_right(extents, (offset, 0)) - 1)
-        for start, size in islice(extents, first, None):
-            if start >= end:
-                break
-            if start + size <= offset:
-                continue
-            start_here, stop_here = max(start, offset), min(start + size, end)
-            if start_here > position:
-                pieces.append(bytes(start_here - position))
-            position = start_here
-            while position < stop_here:
-                step = min(stop_here - position, _BLOCK if control.limited else length)
-                control.pace(step)
-                pieces.append(reader.pread(position, step))
-                control.alive()
-                position += step
-        if position < end:
-            control.check()
-            pieces.append(bytes(end - position))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._budget.release(buffers)
 
     @staticmethod
     def _unchanged(reader: Reader, file: FileToCopy, sha256: str) -> None:
@@ -483,3 +471,7 @@ class CopyEngine:
         """Remove what was published but is wrong. Who lost the lease leaves it: another's ref may point to it by now."""
         control.check()
         target.delete(key)
+
+
+def _sha256(data: bytes | Window) -> str:
+    return data.sha256 if isinstance(data, Window) else hashlib.sha256(data).hexdigest()

@@ -7,12 +7,13 @@ kept as surrogate escapes. All sizes and offsets are bytes, all durations second
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 from stores.drivers.errors import Foreign, Misconfigured, NotFound
 from stores.states import Proof
@@ -160,6 +161,34 @@ class ProbeStep:
     seconds: float = 0.0
 
 
+class Digest(Protocol):
+    """A checksum in the making, as hashlib has them."""
+
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class PartSource(ABC):
+    """A part that is too large to be held in memory: whoever sends it reads it anew for every attempt."""
+
+    digest: str
+    """Hex, of the kind that the target's `part_digest` makes."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def blocks(self) -> Iterator[bytes]:
+        """All bytes from the beginning, in blocks of bounded size.
+
+        Raises instead of yielding the last block when they are not those that `digest` was made of: no server can have them all.
+        """
+
+
+PartData = bytes | memoryview | PartSource
+
+
 class Reader(ABC):
     """Random access to one object's content; safe for several threads at once."""
 
@@ -173,10 +202,11 @@ class Reader(ABC):
     def pread(self, offset: int, length: int) -> bytes:
         """Return exactly the bytes at [offset, offset+length) cut at the end of the object; raise StoreError, never be short."""
 
-    def extents(self) -> Iterator[tuple[int, int]]:
-        """Yield (offset, length) of data in ascending order; everything between is a hole that reads as zeros."""
-        if self.size:
-            yield 0, self.size
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the data in [start, end) in ascending order; all else there is a hole that reads as zeros."""
+        end = self.size if end is None else end
+        if end > start:
+            yield start, end - start
 
     def current_version(self) -> str:
         """Ask the store again for the version, to see whether the source changed since it was opened."""
@@ -312,9 +342,16 @@ class StoreDriver(ABC):
     def begin_upload(self, key: str, *, size: int | None, part_size: int, metadata: Mapping[str, str], token: str) -> Upload:
         """Begin a multipart upload; nothing is visible at `key` before it completes. `token` makes it ours to find again."""
 
+    def part_digest(self) -> Digest:
+        """Begin the checksum that a `PartSource` for this store has to bring along."""
+        return hashlib.sha256()
+
     @abstractmethod
-    def put_part(self, upload: Upload, number: int, offset: int, data: bytes | memoryview) -> Part:
-        """Store a part; storing the same number again replaces it. Raises UploadGone, Corrupt, Throttled, Full."""
+    def put_part(self, upload: Upload, number: int, offset: int, data: PartData) -> Part:
+        """Store a part; storing the same number again replaces it. Raises UploadGone, Corrupt, Throttled, Full.
+
+        What a `PartSource` raises while it is read comes out as it is.
+        """
 
     @abstractmethod
     def list_parts(self, upload: Upload) -> Sequence[Part]:
@@ -339,6 +376,10 @@ class StoreDriver(ABC):
     @abstractmethod
     def delete(self, key: str) -> bool:
         """Delete an object (with its segments, or into the trash where `capabilities.trash`); false if it was not there."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that can still be written; None where the store knows no end."""
+        return None
 
     def purge_trash(self, *, older_than: float) -> int:
         """Finally remove what was deleted more than `older_than` seconds ago; returns how many files."""

@@ -189,30 +189,30 @@ def write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
 # --- holes -------------------------------------------------------------------------------------------------------------
 
 
-def extents(handle: int, size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the data of a file, in order; the whole of it where the file system does not tell.
+def extents(handle: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the data of a file in [start, end), in order; the whole of it where the file system does not tell.
 
     Holes smaller than SMALL_HOLE count as data: reading their zeros is cheaper than keeping account of them.
     """
-    begin, position = 0, 0
-    while position < size:
+    begin, position = start, start
+    while position < end:
         try:
-            start = min(os.lseek(handle, position, os.SEEK_DATA), size)
-            end = min(os.lseek(handle, start, os.SEEK_HOLE), size) if start < size else size
+            data = min(os.lseek(handle, position, os.SEEK_DATA), end)
+            hole = min(os.lseek(handle, data, os.SEEK_HOLE), end) if data < end else end
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole is left
-                start = end = size
+                data = hole = end
             elif error.errno in {errno.EINVAL, errno.EOPNOTSUPP}:
-                start, end = position, size
+                data, hole = position, end
             else:
                 raise
-        if start - position >= SMALL_HOLE or start == size:
+        if data - position >= SMALL_HOLE or data == end:
             if position > begin:
                 yield begin, position - begin
-            begin = start
-        position = max(end, position + 1)
-    if position > begin and begin < size:
-        yield begin, size - begin
+            begin = data
+        position = max(hole, position + 1)
+    if position > begin and begin < end:
+        yield begin, end - begin
 
 
 def is_hole(handle: int, offset: int, length: int) -> bool:

@@ -22,6 +22,8 @@ from stores.drivers.base import (
     ObjectInfo,
     Option,
     Part,
+    PartData,
+    PartSource,
     PendingUpload,
     ProbeStep,
     Reader,
@@ -54,9 +56,9 @@ class NFSReader(Reader):
             raise SourceChanged(message)
         return data
 
-    def extents(self) -> Iterator[tuple[int, int]]:
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
         with translating(self.info.key):
-            yield from confined.extents(self._handle, self.size)
+            yield from confined.extents(self._handle, start, self.size if end is None else end)
 
     def current_version(self) -> str:
         # Opening, not only asking for the status: NFS promises fresh attributes only to an open (close-to-open consistency).
@@ -296,9 +298,12 @@ class NFSDriver(StoreDriver):
             uploads.begin(tmp, upload)
         return upload
 
-    def put_part(self, upload: Upload, number: int, offset: int, data: bytes | memoryview) -> Part:
-        digest = hashlib.sha256(data).hexdigest()
-        part = Part(number, offset, memoryview(data).nbytes, digest, digest, verified=False)
+    def put_part(self, upload: Upload, number: int, offset: int, data: PartData) -> Part:
+        if isinstance(data, PartSource):
+            size, digest = len(data), data.digest
+        else:
+            size, digest = memoryview(data).nbytes, hashlib.sha256(data).hexdigest()
+        part = Part(number, offset, size, digest, digest, verified=False)
         with self._upload(upload) as (_, tmp):
             uploads.write_part(tmp, upload, part, data)
         return part
@@ -330,9 +335,8 @@ class NFSDriver(StoreDriver):
             with self.open(upload.key) as reader:
                 if reader.size != size:
                     return None
-                for part in parts:
-                    if hashlib.sha256(reader.pread(part.offset, part.size)).hexdigest() != part.etag:
-                        return None
+                if any(_sha256(reader, part.offset, part.size) != part.etag for part in parts):
+                    return None
                 return Stored(size, "", reader.info.version, None)
         except NotFound:
             return None
@@ -379,6 +383,11 @@ class NFSDriver(StoreDriver):
             self._confirm(root)
             return removed
 
+    def free_bytes(self) -> int | None:
+        with self.root() as root, translating(self.display_url):
+            found = os.fstatvfs(root.handle)
+            return found.f_bavail * found.f_frsize
+
     def purge_trash(self, *, older_than: float) -> int:
         with self.root() as root:
             try:
@@ -387,6 +396,13 @@ class NFSDriver(StoreDriver):
             except FileNotFoundError:
                 self._confirm(root)
                 return 0
+
+
+def _sha256(reader: Reader, offset: int, length: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(offset, offset + length, MiB):
+        digest.update(reader.pread(start, min(MiB, offset + length - start)))
+    return digest.hexdigest()
 
 
 # --- the url -----------------------------------------------------------------------------------------------------------

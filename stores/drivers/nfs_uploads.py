@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from cloudstorage.checkpoints import reach
 from stores.drivers import confined
-from stores.drivers.base import Part, PendingUpload, Stored, Upload
+from stores.drivers.base import Part, PartData, PartSource, PendingUpload, Stored, Upload
 from stores.drivers.confined import closing, folder
 from stores.drivers.errors import AlreadyExists, Corrupt, Foreign, UnsafeName
 from stores.drivers.nfs_files import info_of
@@ -70,10 +70,13 @@ def begin(tmp: int, upload: Upload) -> None:
     os.fsync(tmp)
 
 
-def write_part(tmp: int, upload: Upload, part: Part, data: bytes | memoryview) -> None:
+def write_part(tmp: int, upload: Upload, part: Part, data: PartData) -> None:
     """Write one part and, once it is on the disk, log it: a resumed upload trusts the log."""
     with closing(open_own(tmp, upload.upload_id + DATA, os.O_RDWR)) as handle:
-        confined.write_sparse(handle, data, part.offset)
+        offset = part.offset
+        for block in data.blocks() if isinstance(data, PartSource) else [data]:
+            confined.write_sparse(handle, block, offset)
+            offset += len(block)
         os.fdatasync(handle)
     reach("nfs.part-on-disk")
     with closing(open_own(tmp, upload.upload_id + LOG, os.O_WRONLY | os.O_APPEND)) as log:

@@ -19,9 +19,12 @@ from stores.drivers import s3_wire as wire
 from stores.drivers.base import (
     MARKER_KEY,
     Capabilities,
+    Digest,
     ObjectInfo,
     Option,
     Part,
+    PartData,
+    PartSource,
     PendingUpload,
     ProbeStep,
     Reader,
@@ -52,7 +55,6 @@ MAX_KEY = 1024
 HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 MARKER_LIMIT = 64 * 1024
 MAX_PRESIGN = 7 * 24 * 3600
-_MD5 = re.compile("[0-9a-f]{32}")
 
 
 Parts = list[Part]  # inside the class, `list` is the method
@@ -216,7 +218,7 @@ class S3Driver(StoreDriver):
                 "put_object",
                 f"write {shown(key)}",
                 Key=self.full_key(key),
-                Body=bytes(data),  # a retry rewinds bytes, not a memoryview
+                Body=wire.body_of(data),
                 ContentLength=len(data),
                 Metadata=_headers(metadata, token),
                 **header,
@@ -244,7 +246,10 @@ class S3Driver(StoreDriver):
         )
         return Upload(key, answer["UploadId"], size, part_size, token)
 
-    def put_part(self, upload: Upload, number: int, offset: int, data: bytes | memoryview) -> Part:
+    def part_digest(self) -> Digest:
+        return wire.new_digest(self._checksum("part"))
+
+    def put_part(self, upload: Upload, number: int, offset: int, data: PartData) -> Part:
         header, digest, verified = self._sealed("part", data)
         answer = self.call(
             "upload_part",
@@ -252,7 +257,7 @@ class S3Driver(StoreDriver):
             Key=self.full_key(upload.key),
             UploadId=upload.upload_id,
             PartNumber=number,
-            Body=bytes(data),  # a retry rewinds bytes, not a memoryview
+            Body=wire.body_of(data),
             ContentLength=len(data),
             **header,
         )
@@ -292,7 +297,7 @@ class S3Driver(StoreDriver):
         if parts and all(part.verified for part in parts):
             proof: Proof | None = Proof.VERIFIED
         else:
-            proof = self._attested("etag_md5_multipart", etag_of(found), _joined_md5([part.digest for part in parts]), found)
+            proof = self._attested("etag_md5_multipart", etag_of(found), wire.joined_md5([part.digest for part in parts]), found)
         return self._stored(upload.key, size, found, proof)
 
     def _completed_earlier(self, upload: Upload, parts: Sequence[Part], size: int) -> dict[str, Any] | None:
@@ -302,7 +307,7 @@ class S3Driver(StoreDriver):
             found = self.call("head_object", f"look at {shown(upload.key)}", Key=self.full_key(upload.key))
         except NotFound:
             return None
-        same = found["ContentLength"] == size and etag_of(found) == _joined_md5([part.etag for part in parts])
+        same = found["ContentLength"] == size and etag_of(found) == wire.joined_md5([part.etag for part in parts])
         return found if same and _carries(found, upload.token) else None
 
     def _complete(self, upload: Upload, parts: Sequence[Part], *, if_absent: bool) -> dict[str, Any]:
@@ -412,12 +417,12 @@ class S3Driver(StoreDriver):
     def _declares_checksum(self) -> bool:
         return self._checksum("part") == "crc32c" and self.config.facts.get("declares_checksum") is True
 
-    def _sealed(self, where: Literal["put", "part"], data: bytes | memoryview) -> tuple[dict[str, str], str, bool]:
+    def _sealed(self, where: Literal["put", "part"], data: PartData) -> tuple[dict[str, str], str, bool]:
         """(request parameters, our digest in hex, whether the server verifies it)."""
         kind = self._checksum(where)
-        digest = wire.crc32c(data) if kind == "crc32c" else wire.md5(data)
+        digest = data.digest if isinstance(data, PartSource) else (wire.crc32c if kind == "crc32c" else wire.md5)(data).hex()
         header = {"crc32c": "ChecksumCRC32C", "md5": "ContentMD5"}.get(kind)
-        return ({header: b64encode(digest).decode()} if header else {}), digest.hex(), bool(kind)
+        return ({header: b64encode(bytes.fromhex(digest)).decode()} if header else {}), digest, bool(kind)
 
     def _completed(self, part: Part) -> dict[str, object]:
         completed: dict[str, object] = {"PartNumber": part.number, "ETag": f'"{part.etag}"'}
@@ -486,11 +491,3 @@ def _version(answer: Mapping[str, Any], size: int, modified: datetime) -> str:
 def _carries(answer: Mapping[str, Any], token: str) -> bool:
     """Whether the object was made by a write with this token."""
     return bool(token) and unquote(answer.get("Metadata", {}).get(TOKEN, "")) == token
-
-
-def _joined_md5(digests: Sequence[str]) -> str:
-    """What most servers answer as the ETag of a multipart object; empty if not all digests of its parts are MD5."""
-    if not digests or any(not _MD5.fullmatch(digest) for digest in digests):
-        return ""
-    joined = b"".join(bytes.fromhex(digest) for digest in digests)
-    return f"{wire.md5(joined).hex()}-{len(digests)}"

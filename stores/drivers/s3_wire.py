@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from botocore.client import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConfigValueStore, ConstantProvider
 from botocore.parsers import ResponseParserError
 
+from stores.drivers.base import Digest, PartData, PartSource
 from stores.drivers.errors import (
     AccessDenied,
     AlreadyExists,
@@ -44,6 +46,7 @@ SDK_ERRORS = (sdk.BotoCoreError, sdk.ClientError, ResponseParserError)
 
 
 SMALL_BODY = 1024 * 1024
+_MD5 = re.compile("[0-9a-f]{32}")
 
 
 class Unsupported(Misconfigured):
@@ -125,6 +128,8 @@ class Wire:
             answer: dict[str, Any] = getattr(client, operation)(Bucket=self.settings.bucket, **params)
         except SDK_ERRORS as error:
             raise self.explain(error, doing) from error
+        except _SourceFailed as failure:
+            raise failure.error from None
         return answer
 
     def explain(self, error: Exception, doing: str) -> StoreError:
@@ -166,7 +171,77 @@ def _send_bodies_whole(params: dict[str, Any], **_: Any) -> None:
             params["headers"].pop("Expect", None)
 
 
+# --- bodies --------------------------------------------------------------------------------------------------------------
+
+
+class _SourceFailed(BaseException):
+    """Carries what went wrong while a body was read past the SDK, which takes every Exception for the network's and repeats."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _SourceBody:
+    """A PartSource as the file that the SDK sends, and rewinds for another attempt."""
+
+    def __init__(self, source: PartSource) -> None:
+        self._source = source
+        self.seek(0)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if (offset, whence) != (0, os.SEEK_SET):
+            raise io.UnsupportedOperation("A part is only sent from its beginning.")
+        self._blocks = self._source.blocks()
+        self._left = memoryview(b"")
+        self._position = 0
+        return 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next `size` bytes, or fewer where a block ends; with no size, what is left of a block."""
+        try:
+            while not self._left:
+                self._left = memoryview(next(self._blocks))
+        except StopIteration:
+            return b""
+        except Exception as error:
+            raise _SourceFailed(error) from error
+        size = len(self._left) if size < 0 else size
+        piece, self._left = bytes(self._left[:size]), self._left[size:]
+        self._position += len(piece)
+        return piece
+
+
+def body_of(data: PartData) -> bytes | _SourceBody:
+    """What the SDK can send twice: bytes or a file, not a memoryview."""
+    return _SourceBody(data) if isinstance(data, PartSource) else bytes(data)
+
+
 # --- checksums -----------------------------------------------------------------------------------------------------------
+
+
+class _Crc32c:
+    """CRC32C in the manner of hashlib."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._value = checksums.crc32c(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
+
+
+def new_digest(kind: str) -> Digest:
+    """The beginning of a `crc32c`; of an MD5, which servers make ETags of, for everything else."""
+    return _Crc32c() if kind == "crc32c" else hashlib.md5(usedforsecurity=False)
 
 
 def md5(data: bytes | memoryview) -> bytes:
@@ -175,6 +250,13 @@ def md5(data: bytes | memoryview) -> bytes:
 
 def crc32c(data: bytes | memoryview) -> bytes:
     return int(checksums.crc32c(data)).to_bytes(4, "big")
+
+
+def joined_md5(digests: Sequence[str]) -> str:
+    """What most servers answer as the ETag of a multipart object; empty if not all digests of its parts are MD5."""
+    if not digests or any(not _MD5.fullmatch(digest) for digest in digests):
+        return ""
+    return f"{md5(b''.join(bytes.fromhex(digest) for digest in digests)).hex()}-{len(digests)}"
 
 
 def from_base64(value: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import secrets
 import time
@@ -18,10 +19,12 @@ from stores.drivers import swift_probe
 from stores.drivers.base import (
     MARKER_KEY,
     Capabilities,
+    Digest,
     MiB,
     ObjectInfo,
     Option,
     Part,
+    PartData,
     PendingUpload,
     ProbeStep,
     Reader,
@@ -386,7 +389,10 @@ class SwiftDriver(StoreDriver):
         self.segments.begin(upload, metadata)
         return upload
 
-    def put_part(self, upload: Upload, number: int, offset: int, data: bytes | memoryview) -> Part:
+    def part_digest(self) -> Digest:
+        return hashlib.md5(usedforsecurity=False)
+
+    def put_part(self, upload: Upload, number: int, offset: int, data: PartData) -> Part:
         part = self.segments.put(upload, number, offset, data)
         try:
             self.segments.metadata(upload, fresher_than=time.monotonic() - NOTE_RECHECK)

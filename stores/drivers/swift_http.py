@@ -30,7 +30,7 @@ from keystoneauth1.session import Session as KeystoneSession
 from swiftclient.client import HTTPConnection
 from swiftclient.exceptions import ClientException
 
-from stores.drivers.base import MiB
+from stores.drivers.base import MiB, PartData, PartSource
 from stores.drivers.errors import (
     AccessDenied,
     AlreadyExists,
@@ -93,17 +93,20 @@ class Response:
 
 
 class _Body:
-    """Bytes as an iterable of blocks: one `sendall` of it all would have to end within a single socket timeout."""
+    """An iterable of blocks: one `sendall` of it all would have to end within a single socket timeout."""
 
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._view = memoryview(data).cast("B")
+    def __init__(self, data: PartData) -> None:
+        self._data = data if isinstance(data, PartSource) else memoryview(data).cast("B")
 
     def __len__(self) -> int:
-        return len(self._view)
+        return len(self._data)
 
-    def __iter__(self) -> Iterator[memoryview]:
-        for start in range(0, len(self._view), SEND_BLOCK):
-            yield self._view[start : start + SEND_BLOCK]
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        if isinstance(self._data, PartSource):
+            yield from self._data.blocks()
+            return
+        for start in range(0, len(self._data), SEND_BLOCK):
+            yield self._data[start : start + SEND_BLOCK]
 
 
 class SwiftSession:
@@ -142,7 +145,7 @@ class SwiftSession:
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: bytes | memoryview = b"",
+        body: PartData = b"",
         allow: Collection[int] = (),
         repeatable: bool = True,
     ) -> Response:
@@ -200,7 +203,7 @@ class SwiftSession:
         method: str,
         path: str,
         headers: Mapping[str, str],
-        body: bytes | memoryview = b"",
+        body: PartData = b"",
         *,
         repeatable: bool = True,
     ) -> Response:
@@ -214,7 +217,7 @@ class SwiftSession:
         except _TRANSPORT_ERRORS as error:
             raise _broken(error, url) from None
 
-    def _send(self, url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | memoryview) -> Response:
+    def _send(self, url: str, method: str, path: str, headers: Mapping[str, str], body: PartData) -> Response:
         connection = self._take(url)
         try:
             answer = connection.request(method, path, _Body(body) if len(body) else b"", dict(headers))

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from stores.drivers import swift_names as names
-from stores.drivers.base import Part, PendingUpload, Upload
+from stores.drivers.base import Part, PartData, PartSource, PendingUpload, Upload
 from stores.drivers.errors import AccessDenied, Corrupt, Foreign, Misconfigured, UploadGone
 from stores.drivers.swift_http import Response, SwiftSession, listed_time, md5
 
@@ -55,9 +55,9 @@ class Segments:
         """The segment as a manifest names it."""
         return f"/{self.container}/{self._segment(upload, number)}"
 
-    def put(self, upload: Upload, number: int, offset: int, data: bytes | memoryview) -> Part:
+    def put(self, upload: Upload, number: int, offset: int, data: PartData) -> Part:
         """Store a part, the first one with the upload's metadata."""
-        etag = md5(data)
+        etag = data.digest if isinstance(data, PartSource) else md5(data)
         metadata = self.metadata(upload)
         headers = {"Content-Type": "application/octet-stream", **(metadata if number == 1 else {}), "ETag": etag}
         name = self._segment(upload, number)
@@ -68,7 +68,8 @@ class Segments:
         if response.etag and response.etag != etag:
             raise Corrupt(f"Swift stored part {number} of {upload.key!r} with another checksum than was sent.")
         verified = self._verified and bool(response.etag)
-        return Part(number, offset, len(memoryview(data).cast("B")), etag, etag, verified)
+        size = len(data) if isinstance(data, PartSource) else memoryview(data).nbytes
+        return Part(number, offset, size, etag, etag, verified)
 
     def parts(self, upload: Upload) -> Sequence[Part]:
         """The parts that are there, in order of their numbers."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stores.drivers.base import DriverEnvironment, StoreConfig, StoreDriver, Upload
+from stores.drivers.base import DriverEnvironment, PartSource, StoreConfig, StoreDriver, Upload
 from stores.drivers.probe import facts_of
 from tests.drivers import s3_cases, swift_cases
 
@@ -62,6 +62,29 @@ class DriverCase:
 
 
 CORRUPTED = b"these bytes are changed on the wire"
+
+
+class Streamed(PartSource):
+    """A part that is not held, but given out in blocks for each attempt; `fails` instead of giving the last one."""
+
+    def __init__(self, driver: StoreDriver, data: bytes, *, fails: Exception | None = None) -> None:
+        digest = driver.part_digest()
+        digest.update(data)
+        self.digest = digest.hexdigest()
+        self.readings = 0
+        self._data = data
+        self._fails = fails
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def blocks(self) -> Iterator[bytes]:
+        self.readings += 1
+        block = max(1, len(self._data) // 3)
+        for at in range(0, len(self._data), block):
+            if self._fails is not None and at + block >= len(self._data):
+                raise self._fails
+            yield self._data[at : at + block]
 
 
 def as_kept(upload: Upload) -> Upload:

@@ -17,12 +17,13 @@ from stores.drivers.errors import (
     Corrupt,
     Foreign,
     NotFound,
+    SourceChanged,
     StoreError,
     Unavailable,
     UnsafeName,
     UploadGone,
 )
-from tests.drivers.conftest import CORRUPTED, DriverCase, as_kept
+from tests.drivers.conftest import CORRUPTED, DriverCase, KiB, Streamed, as_kept
 
 KEY = "template/tmpl/2/201/201-2-centos.qcow2"
 
@@ -139,6 +140,36 @@ def test_memoryview_is_accepted_when_writing(case: DriverCase, driver: StoreDriv
     put(driver, "small", view[:100])
     assert read(driver, KEY) == data
     assert read(driver, "small") == data[:100]
+
+
+def test_part_is_the_same_when_it_is_read_while_it_is_sent(case: DriverCase, driver: StoreDriver) -> None:
+    part = case.part_size
+    half = part // 2
+    data = bytes(half) + some_bytes(part - half) + bytes(100) + some_bytes(1000)
+    upload = begin(driver, data, part)
+    held = [driver.put_part(upload, *piece) for piece in pieces(data, part)]
+    for number, at, piece in pieces(data, part):
+        source = Streamed(driver, piece)
+        assert driver.put_part(upload, number, at, source) == held[number - 1]
+        assert source.readings == 1
+    assert driver.complete_upload(upload, held).size == len(data)
+    assert read(case.connect(), KEY) == data
+
+
+@pytest.mark.parametrize("failure", [SourceChanged("other bytes"), KeyError("not the store's")], ids=["store", "other"])
+def test_no_part_is_stored_when_its_source_fails_while_it_is_sent(
+    case: DriverCase, driver: StoreDriver, failure: Exception
+) -> None:
+    data = some_bytes(3 * KiB)
+    upload = begin(driver, data, case.part_size)
+    source = Streamed(driver, data, fails=failure)
+    with pytest.raises(type(failure)) as raised:
+        driver.put_part(upload, 1, 0, source)
+    assert raised.value is failure
+    assert source.readings == 1, "such a failure is not the network's, and not worth another attempt"
+    assert list(driver.list_parts(upload)) == []
+    driver.complete_upload(upload, [driver.put_part(upload, 1, 0, Streamed(driver, data))])
+    assert read(driver, KEY) == data
 
 
 def test_ranges_are_exact_when_read_anywhere(case: DriverCase, driver: StoreDriver) -> None:
@@ -540,7 +571,9 @@ def test_corruption_is_refused_when_the_server_verifies(case: DriverCase, driver
             put(driver, "whole", data)
         with pytest.raises(StoreError) as part:
             driver.put_part(upload, 1, 0, data)
-    assert [type(raised.value) for raised in (whole, part)] == [Corrupt, Corrupt]
+        with pytest.raises(StoreError) as streamed:
+            driver.put_part(upload, 1, 0, Streamed(driver, data))
+    assert [type(raised.value) for raised in (whole, part, streamed)] == [Corrupt, Corrupt, Corrupt]
     assert not driver.exists("whole")
     sent = driver.put_part(upload, 1, 0, data)
     assert sent.verified

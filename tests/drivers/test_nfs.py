@@ -104,6 +104,8 @@ def test_small_holes_count_as_data_when_extents_are_told(driver: NFSDriver, expo
         file.truncate(16 * MiB)
     with driver.open("volumes/sparse") as reader:
         assert list(reader.extents()) == [(0, 192 * 1024 + 4096), (3 * MiB, 4096), (8 * MiB, 4096)]
+        assert list(reader.extents(4096, 3 * MiB + 100)) == [(4096, 192 * 1024), (3 * MiB, 100)]
+        assert list(reader.extents(3 * MiB + 4096, 5 * MiB)) == []
     (export / "volumes" / "hole").write_bytes(b"")
     os.truncate(export / "volumes" / "hole", 5 * MiB)
     with driver.open("volumes/hole") as reader:

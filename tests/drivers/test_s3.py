@@ -37,6 +37,7 @@ from stores.drivers.s3 import S3Driver
 from stores.drivers.s3_names import escape, escaped_prefix, is_safe, unescape
 from stores.drivers.s3_options import Settings
 from stores.states import Proof
+from tests.drivers.conftest import Streamed
 from tests.drivers.s3_cases import Place, config_of, error, moto_place, swift_place  # noqa: F401 fixtures
 from tests.servers.proxy import Answer, Cut, LoggingHttpProxy, TcpProxy
 
@@ -377,6 +378,23 @@ def test_part_is_sent_again_whole_when_the_connection_broke_in_its_middle(swift:
     upload = driver.begin_upload("x", size=len(data), part_size=PART, metadata={}, token="t")
     swift.proxy.add_rule(lambda sent: sent.method == "PUT", Cut("body", after_bytes=MiB), times=1)
     part = driver.put_part(upload, 1, 0, memoryview(data))
+    assert driver.complete_upload(upload, [part]).proof is Proof.VERIFIED
+    assert driver.open("x").pread(0, len(data)) == data
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("signed", [False, True])
+def test_part_is_read_anew_when_the_connection_broke_while_it_was_sent(
+    swift: Place, monkeypatch: pytest.MonkeyPatch, signed: bool
+) -> None:
+    monkeypatch.setattr(Settings, "signs_payload", property(lambda settings: signed))
+    driver = swift.driver(facts={"verifies": ["part:crc32c"]}, maxerrorretry="2")
+    data = os.urandom(2 * MiB)
+    upload = driver.begin_upload("x", size=len(data), part_size=PART, metadata={}, token="t")
+    swift.proxy.add_rule(lambda sent: sent.method == "PUT", Cut("body", after_bytes=MiB), times=1)
+    source = Streamed(driver, data)
+    part = driver.put_part(upload, 1, 0, source)
+    assert source.readings == (4 if signed else 2), "signing a request over plain HTTP takes a reading of its own"
     assert driver.complete_upload(upload, [part]).proof is Proof.VERIFIED
     assert driver.open("x").pread(0, len(data)) == data
 

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 from stores.drivers.base import (
     Capabilities,
+    Digest,
     ObjectInfo,
     Part,
+    PartData,
     PendingUpload,
     ProbeStep,
     Reader,
@@ -20,7 +22,7 @@ from stores.drivers.base import (
     Upload,
 )
 from stores.drivers.errors import StoreError
-from tests.fakes.memory import MemoryDriver
+from tests.fakes.memory import MemoryDriver, held
 
 EVERY = 1_000_000_000
 """As `times`: the fault never ends."""
@@ -118,7 +120,7 @@ class Faults:
         with self._lock:
             return sum(1 for name, of in self.calls if name == method and key in {None, of})
 
-    def around(self, method: str, key: str, call: Callable[..., Any], data: bytes | memoryview | None = None) -> Any:
+    def around(self, method: str, key: str, call: Callable[..., Any], data: PartData | None = None) -> Any:
         """Do one call under the script; `call` gets `data` where there is any."""
         with self._lock:
             self.calls.append((method, key))
@@ -131,7 +133,7 @@ class Faults:
             if fault.answers is not None:
                 return fault.answers
             if fault.data is not None and data is not None:
-                data = fault.data(data)
+                data = fault.data(held(data))
         result = call() if data is None else call(data)
         for fault in striking:
             if fault.result is not None:
@@ -159,8 +161,8 @@ class FaultyReader(Reader):
         found: bytes = self._faults.around("pread", self.info.key, lambda: self._inner.pread(offset, length))
         return found
 
-    def extents(self) -> Iterator[tuple[int, int]]:
-        yield from self._inner.extents()
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        yield from self._inner.extents(start, end)
 
     def current_version(self) -> str:
         version: str = self._faults.around("current_version", self.info.key, self._inner.current_version)
@@ -235,8 +237,11 @@ class FaultyDriver(StoreDriver):
 
         return self.faults.around("begin_upload", key, call)
 
-    def put_part(self, upload: Upload, number: int, offset: int, data: bytes | memoryview) -> Part:
-        def call(changed: bytes | memoryview) -> Part:
+    def part_digest(self) -> Digest:
+        return self.inner.part_digest()
+
+    def put_part(self, upload: Upload, number: int, offset: int, data: PartData) -> Part:
+        def call(changed: PartData) -> Part:
             claimed = self.inner.put_part(upload, number, offset, data)
             if changed != data:
                 # The server says that it has what was sent, and keeps something else.

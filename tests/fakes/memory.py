@@ -15,6 +15,8 @@ from stores.drivers.base import (
     ObjectInfo,
     Option,
     Part,
+    PartData,
+    PartSource,
     PendingUpload,
     ProbeStep,
     Reader,
@@ -193,11 +195,12 @@ class MemoryDriver(StoreDriver):
             server.uploads[upload.upload_id] = MemoryUpload(upload, dict(metadata), started)
             return upload
 
-    def put_part(self, upload: Upload, number: int, offset: int, data: bytes | memoryview) -> Part:
-        digest = hashlib.sha256(data).hexdigest()
+    def put_part(self, upload: Upload, number: int, offset: int, data: PartData) -> Part:
+        digest = data.digest if isinstance(data, PartSource) else hashlib.sha256(data).hexdigest()
+        content = held(data)
         with self.server() as server:
             pending = _pending(server, upload)
-            received = server.receive(data, digest)
+            received = server.receive(content, digest)
             part = Part(number, offset, len(received), _md5(received), digest, verified=True)
             pending.parts[number] = (part, received)
             return part
@@ -260,6 +263,11 @@ class _Session:
         self._server.lock.release()
 
 
+def held(data: PartData) -> bytes:
+    """All bytes of a part, as a server has them that received it."""
+    return b"".join(data.blocks()) if isinstance(data, PartSource) else bytes(data)
+
+
 def _pending(server: MemoryServer, upload: Upload) -> MemoryUpload:
     try:
         return server.uploads[upload.upload_id]
@@ -275,4 +283,4 @@ def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-__all__ = ["MARKER_KEY", "SERVERS", "MemoryDriver", "MemoryServer", "server_at"]
+__all__ = ["MARKER_KEY", "SERVERS", "MemoryDriver", "MemoryServer", "held", "server_at"]

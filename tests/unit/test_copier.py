@@ -7,12 +7,13 @@ import itertools
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from stores import copier
+from stores import copier, reading
 from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedUpload, Stopped, Throttle
 from stores.drivers.base import Capabilities, MiB, Part, Reader, StoreConfig, Stored, Upload
 from stores.drivers.errors import Corrupt, SourceChanged, Unavailable, UploadGone
@@ -23,13 +24,21 @@ from tests.fakes.memory import SERVERS, MemoryDriver, MemoryReader, MemoryServer
 pytestmark = pytest.mark.unit
 
 PART = 64 * 1024
+BLOCK = PART // 4
+"""Of the parts that are read twice."""
+
+held = pytest.mark.parametrize("copying", ["held"], indirect=True)
+windowed = pytest.mark.parametrize("copying", ["windowed"], indirect=True)
 
 
 class SparseReader(MemoryReader):
     extents_of: tuple[tuple[int, int], ...] = ()
 
-    def extents(self) -> Iterator[tuple[int, int]]:
-        yield from self.extents_of
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        end = self.size if end is None else end
+        for offset, size in self.extents_of:
+            if offset < end and offset + size > start:
+                yield max(offset, start), min(offset + size, end) - max(offset, start)
 
 
 class SmallParts(MemoryDriver):
@@ -134,9 +143,13 @@ def driver(name: str) -> FaultySmallParts:
     return FaultySmallParts(StoreConfig(f"memory://{name}-{next(_numbers)}", {}, "store", "cloud"))
 
 
-@pytest.fixture
-def copying() -> Iterator[Copying]:
-    engine = CopyEngine(lanes=4, memory=4 * PART)
+@pytest.fixture(params=["held", "windowed"])
+def copying(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Copying]:
+    """Parts that are held in memory, and parts so large (for their engine) that they are read twice."""
+    windowed = request.param == "windowed"
+    if windowed:
+        monkeypatch.setattr(reading, "BLOCK", BLOCK)
+    engine = CopyEngine(lanes=4, memory=4 * PART, held=PART // 2 if windowed else 32 * MiB)
     yield Copying(engine, driver("source"), driver("target"))
     engine.close()
     SERVERS.clear()
@@ -164,6 +177,7 @@ def test_copy_equals_its_source_and_is_proven(copying, size):
     assert server_at(copying.source.config.url).objects["a"][1] == body
 
 
+@held
 def test_holes_are_not_read(copying):
     body = bytearray(6 * PART)
     body[PART : PART + 100] = data(100)
@@ -186,6 +200,7 @@ def test_holes_are_not_read(copying):
     assert copied.sha256 == hashlib.sha256(body).hexdigest()
 
 
+@held
 def test_every_byte_is_read_once_when_nothing_fails(copying):
     copying.put("a", data(9 * PART))
     copying.copy("a")
@@ -193,10 +208,11 @@ def test_every_byte_is_read_once_when_nothing_fails(copying):
     assert copying.faults.count("pread") == 0
 
 
+@held
 def test_buffers_under_way_never_exceed_the_budget(copying):
     """However many items are copied at once and however slow the target: what is read and not yet sent stays in the budget."""
     under_way, most, lock = 0, 0, threading.Lock()
-    read = copier.CopyEngine._read
+    read = reading.Source.read
     release = copier._Budget.release
 
     def counted(*args: object) -> bytes:
@@ -225,7 +241,7 @@ def test_buffers_under_way_never_exceed_the_budget(copying):
             failures.append(error)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copier.CopyEngine, "_read", staticmethod(counted))
+        patch.setattr(reading.Source, "read", counted)
         patch.setattr(copier._Budget, "release", freed)
         threads = [threading.Thread(target=one, args=(key,)) for key in keys]
         for thread in threads:
@@ -407,9 +423,109 @@ def test_upload_that_was_aborted_with_all_its_parts_is_given_up_and_the_next_cop
     assert copying.content("a") == data(4 * PART)
 
 
+# --- parts that are too large to be held ----------------------------------------------------------------------------------
+
+
+def reads_of(patch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(offset, length) of every read from now on."""
+    seen: list[tuple[int, int]] = []
+    inner = MemoryReader.pread
+    patch.setattr(MemoryReader, "pread", lambda self, at, size: seen.append((at, size)) or inner(self, at, size))
+    return seen
+
+
+@windowed
+def test_large_part_is_read_twice_in_blocks_and_both_readings_count_against_the_limit(copying, monkeypatch):
+    copying.put("a", data(3 * PART + 100))
+    reads = reads_of(monkeypatch)
+    control = Stepped(1 << 40)
+    copying.copy("a", control=control)
+    assert Counter(reads) == {(at, BLOCK): 2 for at in range(0, 3 * PART, BLOCK)} | {(3 * PART, 100): 1}
+    assert control.read == 6 * PART + 100
+    assert control.bytes_done == 3 * PART + 100
+    assert copying.content("a") == data(3 * PART + 100)
+
+
+@windowed
+def test_holes_of_a_large_part_are_read_in_neither_pass(copying, monkeypatch):
+    body = bytearray(6 * PART)
+    body[PART : PART + 100] = data(100)
+    body[4 * PART - 50 : 4 * PART + 50] = data(100, 2)
+    copying.put("sparse", bytes(body))
+    SmallParts.extents["sparse"] = ((PART, 100), (4 * PART - 50, 100))
+    reads = reads_of(monkeypatch)
+    (copied,) = copying.copy("sparse")
+    assert Counter(reads) == {(PART, 100): 2, (4 * PART - 50, 50): 2, (4 * PART, 50): 2}
+    assert copying.content("sparse") == bytes(body)
+    assert copied.sha256 == hashlib.sha256(body).hexdigest()
+
+
+@windowed
+@pytest.mark.parametrize("at", [0, PART // 2, PART - BLOCK], ids=["first block", "middle", "last block"])
+def test_part_that_reads_differently_when_it_is_sent_is_never_stored(copying, monkeypatch, at):
+    """The version does not tell: the bytes alone do."""
+    body = data(3 * PART)
+    copying.put("a", body)
+    block = PART + at
+    seen: list[int] = []
+    inner = MemoryReader.pread
+
+    def changing(self: MemoryReader, offset: int, length: int) -> bytes:
+        found = inner(self, offset, length)
+        seen.append(offset)
+        return flip(found) if offset == block and seen.count(block) == 2 else found
+
+    monkeypatch.setattr(MemoryReader, "pread", changing)
+    with pytest.raises(SourceChanged) as refusal:
+        copying.copy("a")
+    assert "when it was read again" in str(refusal.value)
+    assert "part 2" not in copying.journal.log
+    assert copying.journal.log[-1] == "abandoned"
+    assert copying.kept.objects == copying.kept.uploads == {}
+    copying.copy("a")
+    assert copying.content("a") == body
+
+
+@windowed
+def test_resume_reads_a_large_part_that_is_there_only_once(copying, monkeypatch):
+    copying.put("a", data(6 * PART))
+    interrupted(copying)
+    sent = set(copying.journal.uploads["there/a"].parts)
+    assert len(sent) >= 3
+    reads = reads_of(monkeypatch)
+    copying.copy("a")
+    times = {number: 1 if number in sent else 2 for number in range(1, 7)}
+    assert Counter(at // PART + 1 for at, _ in reads) == {number: 4 * count for number, count in times.items()}
+    assert copying.content("a") == data(6 * PART)
+
+
+@windowed
+def test_stop_bites_within_a_large_part(copying):
+    copying.put("a", data(4 * PART))
+    control = Stepped(3 * BLOCK)
+    with pytest.raises(Stopped):
+        copying.copy("a", control=control)
+    assert control.read == 3 * BLOCK
+    copying.copy("a")
+    assert copying.content("a") == data(4 * PART)
+    assert copying.faults.count("begin_upload") == 1
+
+
+@windowed
+def test_large_parts_take_their_blocks_alone_from_the_budget(copying, monkeypatch):
+    taken: list[int] = []
+    acquire = copier._Budget.acquire
+    monkeypatch.setattr(copier._Budget, "acquire", lambda self, size, control: taken.append(size) or acquire(self, size, control))
+    copying.put("a", data(4 * PART))
+    copying.copy("a")
+    assert taken == [2 * BLOCK] * 4
+    assert copying.engine._budget._used == 0
+
+
 # --- proof -----------------------------------------------------------------------------------------------------------------
 
 
+@held
 def test_what_an_earlier_attempt_put_there_is_taken_for_what_it_is_and_not_sent_again(copying):
     copying.put("a", data(PART))
     copying.copy("a")
@@ -502,6 +618,7 @@ class Stepped(Control):
         super().pace(size)
 
 
+@held
 def test_stop_bites_within_one_part_and_what_was_sent_stays(copying):
     copying.put("a", data(20 * PART))
     control = Stepped(6 * PART)
@@ -558,6 +675,7 @@ def test_raised_limit_frees_who_waits_under_the_old_one(copying):
     assert time.monotonic() - started < 30, "4 parts at one byte per second would take three days"
 
 
+@held
 def test_limited_reads_are_small_enough_for_a_pause_to_bite(copying):
     body = data(3 * MiB)
     reads: list[int] = []
