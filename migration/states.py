@@ -87,6 +87,7 @@ class DecommissionEvent(StrEnum):
     FIND_DIFFERENCE = "FindDifference"
     ASK = "Ask"
     ACKNOWLEDGE = "Acknowledge"
+    LOOK_AGAIN = "LookAgain"
     RETIRE = "Retire"
     CANCEL = "Cancel"
     DELETE_FILES = "DeleteFiles"
@@ -100,6 +101,7 @@ DECOMMISSION_TRANSITIONS: Mapping[tuple[DecommissionState, DecommissionEvent], D
     (DecommissionState.CHECKING, DecommissionEvent.RETIRE): DecommissionState.RETIRED,
     (DecommissionState.CHECKING, DecommissionEvent.CANCEL): DecommissionState.CANCELLED,
     (DecommissionState.WAITING, DecommissionEvent.ACKNOWLEDGE): DecommissionState.CHECKING,
+    (DecommissionState.WAITING, DecommissionEvent.LOOK_AGAIN): DecommissionState.CHECKING,
     (DecommissionState.WAITING, DecommissionEvent.CANCEL): DecommissionState.CANCELLED,
     (DecommissionState.RETIRED, DecommissionEvent.DELETE_FILES): DecommissionState.DELETING,
     (DecommissionState.DELETING, DecommissionEvent.FILES_IN_TRASH): DecommissionState.IN_TRASH,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from cloudstorage.errors import Conflict
-from migration import drain, preflight, verify
-from migration.models import Verification
+from migration import decommission, drain, preflight, rollback, verify
+from migration.models import Decommission, Verification
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,26 @@ def advance_drains() -> None:
 
 
 def run_verification(number: int) -> None:
-    """Queue entry: go on with a verification."""
-    verify.run(Verification.objects.get(pk=number))
+    """Queue entry: go on with a verification, and with the retirement that it is for."""
+    row = Verification.objects.select_related("store").get(pk=number)
+    verify.run(row)
+    if row.mode == Verification.RETIRE:
+        decommission.settle(row.decommission)
+
+
+def tend_retirements() -> None:
+    """Wake the queue for retirements that wait for nobody."""
+    decommission.tend()
+
+
+def delete_retired_files(number: int) -> None:
+    """Queue entry: move what a retired store had to its trash."""
+    decommission.run_deletion(Decommission.objects.select_related("store").get(pk=number))
+
+
+def purge_retired_stores() -> None:
+    """Finally remove what has been in a retired store's trash for the grace time."""
+    decommission.purge()
 
 
 def run_preflight(number: int) -> None:

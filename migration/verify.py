@@ -213,11 +213,11 @@ def difference(
     control: Control,
     key: str,
     sha256: str,
-    size: int,
+    size: int | None,
     seen: dict[str, str] | None = None,
 ) -> tuple[dict[str, str] | None, int]:
-    """({problem, expected, found} or None where the object is what it should be, bytes read). Empty `sha256`: nobody knows it.
-    `seen` takes the SHA-256 of what was read.
+    """({problem, expected, found} or None where the object is what it should be, bytes read). An empty `sha256`, or no `size`:
+    nobody knows it. `seen` takes the SHA-256 of what was read.
 
     A store that does not answer is no finding: Unavailable is raised on.
     """
@@ -233,7 +233,7 @@ def difference(
         seen[key] = found
     if sha256 and found != sha256:
         return {"problem": "content differs", "expected": sha256, "found": found}, read
-    if read != size:
+    if size is not None and read != size:
         return {"problem": "size differs", "expected": str(size), "found": str(read)}, read
     return None, read
 
@@ -257,14 +257,13 @@ def not_looked_at(kind: Kind, decommission: Decommission) -> QuerySet[Any]:
 
 
 def _read_for_retirement(row: Verification, driver: StoreDriver) -> None:
-    """Every original and its proven copy, then what else lies there. Goes on where it stood; the listing begins anew."""
+    """Every original and its proven copy that there is no line of yet, then what else lies there. The listing begins anew."""
     decommission = row.decommission
     engine = CopyEngine(lanes=1)
     reader = _PairReader(row, engine, driver)
     try:
-        for kind, models in KINDS.items():
-            refs = models.ref.objects.filter(store=row.store, state__in=READABLE)
-            while page := _next_refs(row, kind, refs):
+        for kind in KINDS:
+            while page := _next_refs(row, kind, not_looked_at(kind, decommission)):
                 reader.find_copies(kind, page)
                 for ref in page:
                     findings, lines = reader.read(kind, ref)
@@ -306,6 +305,8 @@ class _PairReader:
         copy = self._copies.get(ref.item_id)
         originals = sorted(ref.files.all(), key=lambda file: file.path)
         names = {} if copy is None else {relative_name(copy.install_path, file.path): file for file in copy.files.all()}
+        if not originals:
+            findings.append(_about(kind, ref.item, ref.install_path) | {"problem": "no file known", "expected": "", "found": ""})
         for file in originals:
             there = names.get(relative_name(ref.install_path, file.path))
             if there is None and len(originals) == len(names) == 1:

@@ -1,0 +1,302 @@
+"""The signed report of a retired store as JSON, CSV and SHA256SUMS, streamed from its lines; its check against a store alone."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from django.db.models import QuerySet
+
+from cloudstorage.errors import Invalid
+from migration.models import Decommission, RetiredFile
+from migration.states import DecommissionState
+from migration.verify import difference
+from stores.copier import Control, CopyEngine
+from stores.models import ImageStore
+from stores.services.image_stores import driver_for
+
+FORMAT = "cloudstorage retirement report"
+SIGNED = frozenset({DecommissionState.RETIRED, DecommissionState.DELETING, DecommissionState.IN_TRASH, DecommissionState.DELETED})
+"""States in which there is a report."""
+_PAGE = 500
+_ITEMS, _UNKNOWN, _END = '"items": [', '], "unknown": [', '], "end": '
+_KEPT = 1000
+_ESCAPE = re.compile(r"\\(.)")
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------------
+
+
+def name_of(row: Decommission, form: str) -> str:
+    """What a report's file is called; raises Invalid for a form that there is not."""
+    if form not in FORMS:
+        raise Invalid(f"There is no form {form!r} of the report.", remedy=f"Choose one of {', '.join(FORMS)}.", field="form")
+    store = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in row.store.name)
+    return {"json": f"retired-{store}.json", "csv": f"retired-{store}.csv", "sha256sums": "SHA256SUMS"}[form]
+
+
+def as_json(row: Decommission) -> Iterator[str]:
+    """One JSON object, of which every line but the first and the last is a file; so it can be read as it can be written, bit by
+    bit."""
+    yield json.dumps(_header(row))[:-1] + f", {_ITEMS}\n"
+    yield from _separated(json.dumps(line) for line in _lines(row))
+    yield f"{_UNKNOWN}\n"
+    unknown = _pages(row.unknown.all())
+    yield from _separated(json.dumps({"path": found.path, "size": found.size}) for found in unknown)
+    yield f"{_END}{json.dumps({**row.totals, 'sha256sums_sha256': row.sums_sha256})}}}\n"
+
+
+def as_csv(row: Decommission) -> Iterator[str]:
+    """A line for each file, with the names of the columns in the first; files that no ref knew come last, without a hash."""
+    columns = [*_COLUMNS, "accepted_by"]
+    yield _csv_line(columns)
+    for line in _lines(row):
+        yield _csv_line([*(line[name] if line[name] is not None else "" for name in _COLUMNS), ""])
+    for found in _pages(row.unknown.all()):
+        values = {"kind": "unknown", "original": found.path, "size": found.size}
+        yield _csv_line([*(values.get(name, "") for name in _COLUMNS), row.acknowledged_by])
+
+
+def as_sums(row: Decommission) -> Iterator[str]:
+    """What `sha256sum -c` takes in a folder into which the object store was fetched."""
+    for file in _pages(row.files.all()):
+        name = file.key.replace("\\", "\\\\").replace("\n", "\\n")
+        yield f"{'' if name == file.key else chr(92)}{file.sha256}  {name}\n"
+
+
+FORMS: Mapping[str, Callable[[Decommission], Iterator[str]]] = {"json": as_json, "csv": as_csv, "sha256sums": as_sums}
+
+
+def sums_digest(row: Decommission) -> str:
+    """SHA-256 of the report's SHA256SUMS."""
+    digest = hashlib.sha256()
+    for line in as_sums(row):
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+_COLUMNS = (
+    "kind", "item", "name", "account", "original", "size", "sha256", "store", "key", "proof", "proven_at", "original_read_at",
+    "copy_read_at",
+)  # fmt: skip
+
+
+def _lines(row: Decommission) -> Iterator[dict[str, Any]]:
+    stores = dict(ImageStore.objects.values_list("pk", "uuid"))
+    for file in _pages(row.files.all()):
+        yield {
+            "kind": file.kind,
+            "item": str(file.item_uuid),
+            "name": file.item_name,
+            "account": file.account,
+            "original": file.path,
+            "size": file.size,
+            "sha256": file.sha256,
+            "store": str(stores[file.copy_store_id]),
+            "key": file.key,
+            "proof": file.proof,
+            "proven_at": _moment(file.proven_at),
+            "original_read_at": _moment(file.original_read_at),
+            "copy_read_at": _moment(file.copy_read_at),
+        }
+
+
+def _header(row: Decommission) -> dict[str, Any]:
+    copies = ImageStore.objects.filter(pk__in=RetiredFile.objects.filter(decommission=row).values("copy_store"))
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "id": str(row.uuid),
+        "retired": _place(row.store),
+        "stores": [_place(store) for store in copies.order_by("pk")],
+        "asked_by": row.actor,
+        "asked_at": _moment(row.created),
+        "signed_at": _moment(row.ended_at),
+        "checked": {"sample_percent": row.verification.sample_percent, "bytes_read": row.verification.bytes_checked},
+        "exceptions": exceptions(row),
+    }
+
+
+def exceptions(row: Decommission) -> list[dict[str, Any]]:
+    """What the retirement was allowed in spite of, and who accepted it."""
+    found: list[dict[str, Any]] = []
+    percent = row.verification.sample_percent
+    if percent < 100:
+        found.append(
+            {
+                "what": f"Only {percent:g} % of the items were read again, by choice; the others rest on their proof.",
+                "files": row.totals.get("not_read_again", 0),
+                "accepted_by": row.actor,
+                "accepted_at": _moment(row.created),
+            }
+        )
+    if row.acknowledged_digest:
+        found.append(
+            {
+                "what": "Files that no ref knows lay on the store; they are on no other store of this cloud.",
+                "files": row.unknown_count,
+                "bytes": row.unknown_bytes,
+                "digest": row.unknown_digest,
+                "accepted_by": row.acknowledged_by,
+                "accepted_at": _moment(row.acknowledged_at),
+            }
+        )
+    return found
+
+
+def _place(store: ImageStore) -> dict[str, Any]:
+    zone = store.zone.name if store.zone is not None else ""
+    url = driver_for(store).display_url
+    return {"name": store.name, "id": str(store.uuid), "provider": store.image_provider_name, "url": url, "zone": zone}
+
+
+def _moment(at: datetime | None) -> str | None:
+    return at.isoformat() if at is not None else None
+
+
+def _pages(rows: QuerySet[Any]) -> Iterator[Any]:
+    """Every row by key, in bounded memory on both databases."""
+    after = 0
+    while page := list(rows.filter(pk__gt=after).order_by("pk")[:_PAGE]):
+        yield from page
+        after = page[-1].pk
+
+
+def _separated(lines: Iterable[str]) -> Iterator[str]:
+    held = ""
+    for line in lines:
+        if held:
+            yield f"{held},\n"
+        held = line
+    if held:
+        yield f"{held}\n"
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    out = io.StringIO()
+    csv.writer(out).writerow(values)
+    return out.getvalue()
+
+
+# --- checking it without a row of ours -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Checked:
+    """What a store has of a report. `findings` are the first thousand: {path, problem, expected, found}."""
+
+    files: int = 0
+    bytes: int = 0
+    findings_count: int = 0
+    findings: list[dict[str, str]] = field(default_factory=list)
+
+
+def stores_named_in(path: Path) -> list[str]:
+    """Ids of the stores that a report says its files are on; none where it is a SHA256SUMS."""
+    with _opened(path) as file:
+        first = file.readline()
+    return [store["id"] for store in _parsed_header(path, first)["stores"]] if first.startswith("{") else []
+
+
+def check(path: Path, store: ImageStore) -> Checked:
+    """Read every file of a report (JSON or SHA256SUMS) from the store again; asks the database for the store's access only.
+
+    Raises Invalid for a file that is no report or is cut off, StoreError where the store does not answer.
+    """
+    result = Checked()
+    driver = driver_for(store)
+    driver.check()
+    engine = CopyEngine(lanes=1)
+    control = Control()
+    try:
+        for key, sha256, size in _entries(path, str(store.uuid)):
+            found, read = difference(engine, driver, control, key, sha256, size)
+            result.files += 1
+            result.bytes += read
+            if found is not None:
+                result.findings_count += 1
+                if len(result.findings) < _KEPT:
+                    result.findings.append({"path": key, **found})
+    finally:
+        engine.close()
+    return result
+
+
+def _opened(path: Path) -> io.TextIOWrapper:
+    try:
+        return path.open(encoding="utf-8", errors="surrogateescape", newline="\n")
+    except OSError as error:
+        raise Invalid(f"The report cannot be read: {error.strerror}.", remedy="Name its file.", field="report") from None
+
+
+def _entries(path: Path, store: str) -> Iterator[tuple[str, str, int | None]]:
+    with _opened(path) as file:
+        first = file.readline()
+        if first.startswith("{"):
+            _parsed_header(path, first)
+            yield from _of_json(path, file, store)
+        else:
+            yield from _of_sums(path, first, file)
+
+
+def _parsed_header(path: Path, first: str) -> dict[str, Any]:
+    if first.rstrip("\n").endswith(f", {_ITEMS}"):
+        found = _loaded(path, first.rstrip("\n").removesuffix(f", {_ITEMS}") + "}")
+        if found.get("format") == FORMAT and found.get("version") == 1:
+            return found
+    raise _no_report(path, "it does not begin as one")
+
+
+def _of_json(path: Path, file: Iterable[str], store: str) -> Iterator[tuple[str, str, int | None]]:
+    count = 0
+    listing = True
+    for line in file:
+        text = line.rstrip("\n")
+        if text == _UNKNOWN:
+            listing = False
+        elif text.startswith(_END):
+            end = _loaded(path, text.removeprefix(_END)[:-1])
+            if end.get("files") != count:
+                raise _no_report(path, f"it says {end.get('files')} files and lists {count}")
+            return
+        elif listing:
+            entry = _loaded(path, text.removesuffix(","))
+            count += 1
+            if entry["store"] == store:
+                yield entry["key"], entry["sha256"], entry["size"]
+    raise _no_report(path, "it is cut off")
+
+
+def _of_sums(path: Path, first: str, file: Iterable[str]) -> Iterator[tuple[str, str, int | None]]:
+    for line in chain([first], file):
+        escaped, text = line.startswith("\\"), line.rstrip("\n").removeprefix("\\")
+        digest, _, key = text.partition("  ")
+        if len(digest) != 64 or not key:
+            raise _no_report(path, "a line is not a SHA-256 with a name")
+        yield _ESCAPE.sub(_unescaped, key) if escaped else key, digest, None
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return "\n" if match.group(1) == "n" else match.group(1)
+
+
+def _loaded(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise _no_report(path, "a line is not JSON") from None
+    return dict(found)
+
+
+def _no_report(path: Path, why: str) -> Invalid:
+    remedy = "Fetch the report again, as JSON or SHA256SUMS, and do not edit it."
+    return Invalid(f"{path} is not the report of a retired store: {why}.", remedy=remedy, field="report")
