@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
@@ -29,7 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stores.drivers import swift_names, swift_segments
-from stores.drivers.base import DriverEnvironment, ProbeStep, StoreConfig, Upload
+from stores.drivers.base import DriverEnvironment, MiB, ProbeStep, StoreConfig, Upload
 from stores.drivers.errors import (
     AccessDenied,
     AlreadyExists,
@@ -48,7 +49,9 @@ from stores.drivers.errors import (
 from stores.drivers.probe import facts_of
 from stores.drivers.swift import UPLOAD_HEADER, SwiftDriver
 from stores.states import Proof
+from tests.drivers.conftest import Streamed
 from tests.servers.fixtures import KeystoneSwift
+from tests.servers.proxy import Cut, LoggingHttpProxy
 from tests.servers.swift import SwiftServer
 from tests.servers.web import request as fetch
 
@@ -572,6 +575,24 @@ def test_late_parts_are_removed_when_completion_finds_the_upload_aborted(driver:
     with pytest.raises(UploadGone):
         driver.complete_upload(upload, parts)
     assert in_segments(driver) == []
+
+
+def test_part_is_read_anew_when_the_connection_broke_while_it_was_sent(
+    swift_server: SwiftServer, http_proxy: Callable[[str], LoggingHttpProxy]
+) -> None:
+    proxy = http_proxy(swift_server.url)
+    url, details = SwiftDriver.clean(proxy.url + urlsplit(swift_server.auth_url).path, details_of(swift_server))
+    driver = SwiftDriver(StoreConfig(url, details, "store-1", CLOUD, FACTS))
+    driver.claim()
+    data = some_bytes(3 * MiB)
+    upload = driver.begin_upload(KEY, size=len(data), part_size=len(data), metadata={}, token="t")
+    cut = proxy.add_rule(lambda sent: sent.method == "PUT", Cut("body", after_bytes=2 * MiB), times=1)
+    source = Streamed(driver, data)
+    part = driver.put_part(upload, 1, 0, source)
+    assert (cut.hits, source.readings) == (1, 2)
+    assert driver.complete_upload(upload, [part]).proof is Proof.VERIFIED
+    assert driver.open(KEY).pread(0, len(data)) == data
+    driver.close()
 
 
 def _finish_in_child(driver: SwiftDriver, upload: Upload, data: bytes) -> None:
