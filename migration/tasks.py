@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from cloudstorage.errors import Conflict
-from migration import decommission, drain, preflight, rollback, verify
+from migration import decommission, drain, preflight, verify
 from migration.models import Decommission, Verification
 
 log = logging.getLogger(__name__)
