@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from queue import Empty, Queue
-from threading import Thread
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
 from stores.drivers.base import ProbeStep
-from stores.drivers.errors import StoreError, Unavailable
+from stores.drivers.errors import StoreError
 from stores.models import KINDS, ImageStore, Snapshot, SnapshotStoreRef, Zone
 from stores.services.image_stores import driver_class, driver_for
+from stores.services.probing import within
 from stores.services.scan.rows import CHANGED, MISSING
 from stores.states import RefState, Role, StoreState
 
@@ -30,8 +29,6 @@ EXAMPLES = 5
 CHECK_SECONDS = 30.0
 PROBE_SECONDS = 120.0
 """How long an export may take to say that it is there, and to be probed."""
-
-T = TypeVar("T")
 
 Severity = Literal["blocker", "warning", "info"]
 
@@ -203,24 +200,3 @@ def probe_export(store: ImageStore) -> list[ProbeStep]:
         return within(PROBE_SECONDS, store.name, lambda: list(driver.probe()))
     except StoreError as error:
         return [ProbeStep("reach", "blocker", str(error), error.remedy)]
-
-
-def within(seconds: float, place: str, work: Callable[[], T]) -> T:
-    """Do `work`, which speaks to a store and touches no row, but wait no longer: a hung mount never answers and cannot be
-    interrupted, so its thread is left behind. Raises Unavailable then."""
-    done: Queue[tuple[T | None, BaseException | None]] = Queue()
-
-    def run() -> None:
-        try:
-            done.put((work(), None))
-        except BaseException as error:  # noqa: BLE001 - raised in the caller
-            done.put((None, error))
-
-    Thread(target=run, daemon=True, name=f"asking {place}").start()
-    try:
-        result, error = done.get(timeout=seconds)
-    except Empty:
-        raise Unavailable(f"{place} has not answered for {seconds:.0f} s: its mount or its server hangs.") from None
-    if error is not None:
-        raise error
-    return cast("T", result)

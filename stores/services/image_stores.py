@@ -37,6 +37,7 @@ from stores.drivers.errors import (
 )
 from stores.drivers.probe import facts_of
 from stores.models import KINDS, ImageStore, ImageStoreDetail, Transfer, Zone
+from stores.services.probing import probe_in_time, within
 from stores.states import LIVE_REF_STATES, LIVE_TRANSFER_STATES, STORE_TRANSITIONS, Role, StoreEvent, StoreState, sources
 
 _UNSET: Any = object()
@@ -219,13 +220,6 @@ def _config(url: str, details: Mapping[str, str], store_uuid: uuid.UUID) -> Stor
     return StoreConfig(url, details, str(store_uuid), str(Installation.get().uuid), environment=_environment())
 
 
-def trial_driver(provider: str, url: str, details: Mapping[str, str], zone: Zone | None) -> StoreDriver:
-    """A driver of a place that is no store yet; Invalid for parameters that cannot even be tried."""
-    driver = driver_class(provider)
-    clean_url, clean = _clean(driver, url, details, zone)
-    return driver(_config(clean_url, clean, uuid.UUID(int=0)))
-
-
 # --- adding ----------------------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +332,7 @@ def _identify(driver: type[StoreDriver], url: str, details: Mapping[str, str]) -
     trial = driver(_config(url, details, uuid.UUID(int=0)))
     store_uuid = uuid.uuid5(cloud, f"{driver.name} {trial.display_url}")
     try:
-        marker = trial.read_marker() or {}
+        marker = within(settings.PROBE_SECONDS / 5, trial.display_url, trial.read_marker) or {}
     except StoreError:
         marker = {}  # the probe tells what is wrong, step by step
     if marker.get("cloud") == str(cloud):
@@ -358,7 +352,7 @@ def _identify(driver: type[StoreDriver], url: str, details: Mapping[str, str]) -
 
 def _probe(driver: StoreDriver) -> list[ProbeStep]:
     with store_errors():
-        return list(driver.probe())
+        return probe_in_time(driver)
 
 
 def refuse_blockers(steps: Sequence[ProbeStep], place: str) -> None:
