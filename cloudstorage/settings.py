@@ -222,10 +222,13 @@ WORKER_TICKS = [
     ("stores.tasks.write_journals", 10),
     ("migration.tasks.advance_drains", 2),
     ("migration.tasks.schedule_listings", 600),
+    ("migration.tasks.tend_retirements", 10),
+    ("migration.tasks.purge_retired_stores", 3600),
 ]
 LEASE_SECONDS = env.int("CLOUDSTORAGE_LEASE_SECONDS", default=120)
 HEARTBEAT_SECONDS = env.float("CLOUDSTORAGE_HEARTBEAT_SECONDS", default=15)
 TRASH_GRACE_SECONDS = env.int("CLOUDSTORAGE_TRASH_GRACE_SECONDS", default=7 * 24 * 3600)
+DIRECT_HYPERVISORS = env.list("CLOUDSTORAGE_DIRECT_HYPERVISORS", default=[])
 PROBE_SECONDS = env.float("CLOUDSTORAGE_PROBE_SECONDS", default=45)
 PREFLIGHT_MAX_AGE_SECONDS = env.int("CLOUDSTORAGE_PREFLIGHT_MAX_AGE_SECONDS", default=24 * 3600)
 

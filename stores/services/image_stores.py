@@ -220,6 +220,13 @@ def _config(url: str, details: Mapping[str, str], store_uuid: uuid.UUID) -> Stor
     return StoreConfig(url, details, str(store_uuid), str(Installation.get().uuid), environment=_environment())
 
 
+def trial_driver(provider: str, url: str, details: Mapping[str, str], zone: Zone | None) -> StoreDriver:
+    """A driver of a place that is no store yet; Invalid for parameters that cannot even be tried."""
+    driver = driver_class(provider)
+    clean_url, clean = _clean(driver, url, details, zone)
+    return driver(_config(clean_url, clean, uuid.UUID(int=0)))
+
+
 # --- adding ----------------------------------------------------------------------------------------------------------------
 
 
