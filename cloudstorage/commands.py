@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from abc import ABC, abstractmethod
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +31,8 @@ EXIT_CODES = {
 }
 
 
-class ServiceCommand(BaseCommand):
-    """A command that calls one service. Subclasses implement `run` and return an exit code (None = 0)."""
+class ServiceCommand(BaseCommand, ABC):
+    """A command that calls one service."""
 
     requires_system_checks: list[str] = []
 
@@ -61,9 +62,9 @@ class ServiceCommand(BaseCommand):
         if code:
             sys.exit(code)
 
+    @abstractmethod
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
-        """Do it; raise ServiceError to refuse."""
-        raise NotImplementedError
+        """Do it and return an exit code (None = 0); raise ServiceError to refuse."""
 
     def say(self, text: str, data: Any = None) -> None:
         """One result: `text` for people, `data` for --json."""

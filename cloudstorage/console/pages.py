@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
@@ -48,6 +49,7 @@ class Entry:
 _pages: list[Page] = []
 _navigation: list[tuple[int, Entry]] = []
 _overview: list[View] = []
+_actors: WeakKeyDictionary[HttpRequest, Actor] = WeakKeyDictionary()
 
 
 def registered() -> list[Page]:
@@ -133,15 +135,15 @@ def _guard(view: View, role: ActorRole, *, only_post: bool) -> View:
 
 
 def actor_of(request: HttpRequest) -> Actor:
-    """The signed-in user with the roles of their groups; kept on the request, so that it costs one query."""
-    kept: Actor | None = getattr(request, "cloudstorage_actor", None)
+    """The signed-in user with the roles of their groups; kept with the request, so that it costs one query."""
+    kept = _actors.get(request)
     if kept is None:
         user: Any = getattr(request, "user", None)
         if user is None or not user.is_authenticated:
             return Actor("anonymous", frozenset())
         groups = user.groups.values_list("name", flat=True)
         kept = Actor.of_groups(user.get_username(), groups, superuser=user.is_superuser)
-        request.cloudstorage_actor = kept  # type: ignore[attr-defined]
+        _actors[request] = kept
     return kept
 
 

@@ -64,7 +64,7 @@ class AuditView(Serializer):
     details = serializers.DictField()
 
 
-class AuditFilter(django_filters.FilterSet):  # type: ignore[misc]
+class AuditFilter(django_filters.FilterSet):  # type: ignore[misc] # the package has no types
     """Of the audit trail."""
 
     actor = django_filters.CharFilter()

@@ -38,14 +38,14 @@ def _choices(words: Any) -> list[tuple[str, str]]:
     return [(str(word), str(word)) for word in words]
 
 
-class TrueOrFalse(django_filters.TypedChoiceFilter):  # type: ignore[misc]
+class TrueOrFalse(django_filters.TypedChoiceFilter):  # type: ignore[misc] # the package has no types
     """`true` or `false`; django-filter's own takes every other word for no filter at all."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(choices=_choices(["true", "false"]), coerce=lambda word: word == "true", **options)
 
 
-class StoreFilter(django_filters.FilterSet):  # type: ignore[misc]
+class StoreFilter(django_filters.FilterSet):  # type: ignore[misc] # the package has no types
     """Of stores."""
 
     name = django_filters.CharFilter(lookup_expr="iexact")
@@ -55,7 +55,7 @@ class StoreFilter(django_filters.FilterSet):  # type: ignore[misc]
     state = django_filters.ChoiceFilter(choices=_choices(StoreState))
 
 
-class ItemFilter(django_filters.FilterSet):  # type: ignore[misc]
+class ItemFilter(django_filters.FilterSet):  # type: ignore[misc] # the package has no types
     """Of items of any kind."""
 
     name = django_filters.CharFilter(lookup_expr="icontains", label="Part of the name.")
@@ -118,7 +118,7 @@ class VolumeFilter(ItemFilter):
     zone = django_filters.UUIDFilter(field_name="zone__uuid")
 
 
-class TransferFilter(django_filters.FilterSet):  # type: ignore[misc]
+class TransferFilter(django_filters.FilterSet):  # type: ignore[misc] # the package has no types
     """Of transfers."""
 
     state = django_filters.ChoiceFilter(choices=_choices(TransferState))
