@@ -111,7 +111,7 @@ _redis = env("CLOUDSTORAGE_REDIS_URL", default="")
 QUEUE_WORKERS = env.int("CLOUDSTORAGE_QUEUE_WORKERS", default=2)
 Q_CLUSTER = {
     "name": "cloudstorage",
-    "workers": QUEUE_WORKERS,
+    "workers": QUEUE_WORKERS + 1,  # pumps may run for days: one process is left for everything else
     "queue_limit": QUEUE_WORKERS,
     "bulk": 1,
     "timeout": 7 * 24 * 3600,  # never meant to strike: a task ends between items, and liveness is the lease

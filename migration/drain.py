@@ -182,7 +182,7 @@ def _check_positive(field: str, value: int | None) -> None:
 
 
 def _open(drain: Drain) -> None:
-    TransferBatch.objects.filter(pk=drain.batch_id).update(open=True, only_canary=drain.state == DrainState.CANARY)
+    transfers.open_batch(drain.batch_id, only_canary=drain.state == DrainState.CANARY)
     for _ in range(2):
         wake(transfers.PUMP)
 

@@ -29,7 +29,11 @@ _SCAN_THREAD = "scan-"
 def register_worker() -> Worker:
     """The row of this process as a worker."""
     return Worker.objects.create(
-        hostname=socket.gethostname(), pid=os.getpid(), os_user=cli_actor().name.removeprefix("cli:"), version=settings.VERSION
+        hostname=socket.gethostname(),
+        pid=os.getpid(),
+        os_user=cli_actor().name.removeprefix("cli:"),
+        version=settings.VERSION,
+        pumps=settings.QUEUE_WORKERS,
     )
 
 
@@ -38,6 +42,9 @@ def pump(_number: int = 0) -> int:
     worker_id = int(os.environ.get(WORKER_ENV, "0"))
     if not worker_id:
         log.error("a queue cluster was started without `manage.py worker`, which knows what this host reaches; nothing was done")
+        return 0
+
+    if transfers.pumps_at_work(worker_id) >= settings.QUEUE_WORKERS:  # this queue process is kept for other work
         return 0
 
     def stop() -> bool:

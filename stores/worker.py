@@ -7,17 +7,20 @@ A `Pump` is what a queue task runs: it claims, starts a thread per item, renews 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection, transaction
 from django.db.models import Count
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
@@ -26,7 +29,7 @@ from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedU
 from stores.drivers.base import Part, StoreDriver, Upload
 from stores.drivers.errors import NotFound
 from stores.drivers.probe import PROBE_FOLDER
-from stores.models import ImageStore, Transfer, TransferBatch, TransferPart, TransferUpload, Worker
+from stores.models import Claimer, ImageStore, Transfer, TransferBatch, TransferPart, TransferUpload, Worker
 from stores.services import items, transfers
 from stores.services.image_stores import driver_for
 from stores.services.inventory import identity_of
@@ -39,6 +42,10 @@ log = logging.getLogger(__name__)
 STUCK_SECONDS = 30.0
 """Without any progress for so long, a copy is stuck: its slot is given to others and its store is not claimed for."""
 
+_AHEAD = 2
+"""Times its slots: so much a pump claims ahead at most, while it ends as many in a second."""
+_AHEAD_SECONDS = 5.0
+"""What was claimed ahead and could not begin for so long is given back: others could take it."""
 _STEER_SECONDS = 1.0
 _CLAIM_SECONDS = 0.5
 _IDLE_SECONDS = 0.3
@@ -48,12 +55,16 @@ _MAX_STUCK = 32
 
 @dataclass(slots=True)
 class _Running:
+    """A claimed job: waiting for a slot and a seat, or being copied."""
+
     job: Job
     control: Control
     renewed: float
     recorded: dict[str, RecordedUpload]
     identity: dict[str, str]
     reported: float = 0.0
+    broken: Exception | None = None
+    """What its rows refused to take."""
 
 
 @dataclass(slots=True)
@@ -62,6 +73,7 @@ class _Event:
 
     write: Callable[[], None]
     done: threading.Event = field(default_factory=threading.Event)
+    refused: Exception | None = None
 
 
 class _PumpJournal:
@@ -70,7 +82,7 @@ class _PumpJournal:
     def __init__(self, pump: Pump, running: _Running) -> None:
         self._pump = pump
         self._running = running
-        self._upload_rows: dict[str, int] = {upload.key: upload.pk for upload in running.job.transfer.uploads.all()}
+        self._upload_rows: dict[str, int] = {upload.key: upload.pk for upload in running.job.uploads}
         self._lock = threading.Lock()
         self._parts: list[TransferPart] = []
 
@@ -125,9 +137,9 @@ class _PumpJournal:
             self._parts = [part for part in self._parts if part.upload_id != self._upload_rows.get(target_key)]
 
     def flush(self) -> None:
-        """Write the parts that gathered; called by the database thread."""
+        """Write the parts that gathered; called by the database thread. Where that fails, they are kept for the next time."""
         with self._lock:
-            parts, self._parts = self._parts, []
+            parts = list(self._parts)
         if not parts:
             return
 
@@ -141,6 +153,9 @@ class _PumpJournal:
             )
 
         self._while_ours(write)
+        written = set(map(id, parts))
+        with self._lock:
+            self._parts = [part for part in self._parts if id(part) not in written]
 
     def _while_ours(self, write: Callable[[], None]) -> None:
         """Write in one transaction if the lease is still ours; else nothing, and the copy stops."""
@@ -157,6 +172,8 @@ class _PumpJournal:
         self._pump.events.put(event)
         while not event.done.wait(0.2):
             self._running.control.check()
+        if event.refused is not None:
+            raise event.refused
         self._running.control.check()
 
 
@@ -165,18 +182,23 @@ class Pump:
 
     def __init__(self, worker_id: int, *, slots: int, stop: Callable[[], bool] = lambda: False) -> None:
         self.worker_id = worker_id
+        self.number = os.getpid()
         self.slots = slots
         self.events: queue.Queue[_Event] = queue.Queue()
         self._stop = stop
         self._engine = CopyEngine()
+        self._waiting: dict[int, _Running] = {}
         self._running: dict[int, _Running] = {}
         self._journals: dict[int, _PumpJournal] = {}
         self._finished: list[tuple[Job, Sequence[CopiedFile]]] = []
+        self._released: list[Job] = []
         self._ended: queue.Queue[tuple[Job, Sequence[CopiedFile] | Exception]] = queue.Queue()
+        self._drivers: dict[int, StoreDriver] = {}
+        self._open_batches: list[int] = []
         self._throttles: dict[tuple[str, int], Throttle] = defaultdict(Throttle)
-        self._windows: dict[int, bool] = {}
         self._cloud = Installation.get().uuid
-        self._next_steer = self._next_parts = self._next_claim = 0.0
+        self._next_steer = self._next_parts = self._next_claim = self._last_claim = 0.0
+        self._ended_now = self._ended_before = 0
         self._idle_since: float | None = None
         self._stopping = False
         self._next_renewal = time.monotonic() + settings.HEARTBEAT_SECONDS
@@ -193,10 +215,11 @@ class Pump:
                         raise  # a transaction of the caller's: nothing of ours could go on in it
                     log.exception("the database did not answer; copies go on until their leases are half over")
                     connection.close()
+                    self._drivers.clear()
                     self._stop_unrenewed()
                     time.sleep(1)
                     continue
-                if self._running or self._finished:
+                if self._running or self._waiting or self._finished or self._released:
                     self._idle_since = None
                     continue
                 self._idle_since = self._idle_since or time.monotonic()
@@ -205,6 +228,8 @@ class Pump:
         finally:
             self._stop_all("the pump has ended")
             self._engine.close()
+            with suppress(DatabaseError):
+                Claimer.objects.filter(worker=self.worker_id, number=self.number).delete()
 
     def _turn(self) -> int:
         """One round of everything that is due; returns how many items it proved."""
@@ -227,31 +252,52 @@ class Pump:
         elif now >= self._next_claim:
             claimed = self._claim()
             self._next_claim = now + (0 if claimed or not self._running else _CLAIM_SECONDS)
+        self._start_waiting()
         return proven
 
     # --- starting ------------------------------------------------------------------------------------------------------
 
     def _claim(self) -> int:
-        stuck = [running for running in self._running.values() if self._is_stuck(running)]
+        """Claim what fills the free slots, and ahead of need about what ends in a second: so small items cost few statements."""
+        stuck = self._stuck()
         if len(stuck) >= _MAX_STUCK:
             return 0
-        free = self.slots - (len(self._running) - len(stuck))
-        if free < max(1, self.slots // 2):
+        free = max(0, self.slots - (len(self._running) - len(stuck)))
+        pace = min(_AHEAD * self.slots, max(self._ended_now, self._ended_before))
+        ahead = max(0, pace - len(self._waiting))
+        now = time.monotonic()
+        enough = (self.slots + pace) // 2 or 1
+        if free + ahead < enough and (not free or now - self._last_claim < _CLAIM_SECONDS):
             return 0
-        avoid = {
-            running.job.transfer.source_id if running.control.waiting_on == "source" else running.job.transfer.target_id
-            for running in stuck
-        }
-        jobs = transfers.claim(self.worker_id, limit=free, avoid_stores=avoid, open_batches=open_batches())
+        self._last_claim = now
+        jobs = transfers.claim(
+            self.worker_id,
+            limit=free,
+            ahead=ahead,
+            pump=self.number,
+            avoid_stores=self._avoided(stuck),
+            open_batches=self._open_batches,
+        )
         for job in jobs:
-            self._start(job)
+            self._take(job)
         return len(jobs)
+
+    def _stuck(self) -> list[_Running]:
+        return [running for running in self._running.values() if self._is_stuck(running)]
 
     @staticmethod
     def _is_stuck(running: _Running) -> bool:
         return time.monotonic() - running.control.progress_at > STUCK_SECONDS and not running.control.limited
 
-    def _start(self, job: Job) -> None:
+    @staticmethod
+    def _avoided(stuck: Sequence[_Running]) -> set[int]:
+        """The stores that stuck copies wait for."""
+        return {
+            running.job.transfer.source_id if running.control.waiting_on == "source" else running.job.transfer.target_id
+            for running in stuck
+        }
+
+    def _take(self, job: Job) -> None:
         transfer = job.transfer
         if transfer.pk in self._running:  # its lease was lost, and our own former copy of it has not ended yet
             transfers.release([job], delay=settings.HEARTBEAT_SECONDS)
@@ -262,19 +308,64 @@ class Pump:
         throttles = [self._throttles["store", transfer.source_id]]
         if transfer.batch_id is not None:
             throttles.append(self._throttles["batch", transfer.batch_id])
-        recorded = {upload.key: _recorded(upload) for upload in transfer.uploads.all()}
-        running = _Running(job, Control(throttles), time.monotonic(), recorded, identity_of(job.item, self._cloud))
-        try:
-            source, target = driver_for(transfer.source), driver_for(transfer.target)
-        except Exception as error:  # noqa: BLE001 - whatever keeps a driver from being made fails the item, with its message
-            transfers.fail(job, error)
-            return
+        recorded = {upload.key: _recorded(upload) for upload in job.uploads}
+        running = _Running(
+            job, Control(throttles), time.monotonic(), recorded, identity_of(job.item, self._cloud, files=len(job.files))
+        )
         running.control.valid_until = running.renewed + settings.LEASE_SECONDS / 2
+        self._waiting[transfer.pk] = running
+
+    def _start_waiting(self) -> None:
+        """Begin what has a free slot and, in its batch, a seat; give back what cannot begin."""
+        if not self._waiting:
+            return
+        stuck = self._stuck()
+        avoided = self._avoided(stuck)
+        free = self.slots - (len(self._running) - len(stuck))
+        seats = self._free_seats()
+        late = time.monotonic() - _AHEAD_SECONDS
+        for pk, running in list(self._waiting.items()):
+            transfer, job = running.job.transfer, running.job
+            seated = not job.background or seats[transfer.batch_id] > 0
+            if running.control.stopped is not None or {transfer.source_id, transfer.target_id} & avoided:
+                self._released.append(self._waiting.pop(pk).job)
+            elif free > 0 and seated:
+                free -= 1
+                seats[transfer.batch_id] -= job.background
+                self._start(self._waiting.pop(pk))
+            elif running.control.progress_at < late:
+                self._released.append(self._waiting.pop(pk).job)
+
+    def _free_seats(self) -> Counter[int | None]:
+        """Batch -> seats of ours on which nothing is copied just now: what ended passes its own on before it is proven."""
+        held = [running.job for running in (*self._running.values(), *self._waiting.values())]
+        seats = Counter(job.transfer.batch_id for job in held if job.background and job.transfer.pump is not None)
+        seats.update(job.transfer.batch_id for job, _ in self._finished if job.background and job.transfer.pump is not None)
+        seats.subtract(running.job.transfer.batch_id for running in self._running.values() if running.job.background)
+        return seats
+
+    def _start(self, running: _Running) -> None:
+        transfer = running.job.transfer
+        try:
+            source, target = self._driver(transfer.source), self._driver(transfer.target)
+        except (OperationalError, InterfaceError):
+            self._waiting[transfer.pk] = running
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever keeps a driver from being made fails the item, with its message
+            transfers.fail(running.job, error)
+            return
+        running.control.alive()
         self._running[transfer.pk] = running
         self._journals[transfer.pk] = journal = _PumpJournal(self, running)
         threading.Thread(
             target=self._copy, args=(running, source, target, journal), name=f"copy-{transfer.pk}", daemon=True
         ).start()
+
+    def _driver(self, store: ImageStore) -> StoreDriver:
+        """Looked up again at every steer, so that new secrets take effect within a second."""
+        if store.pk not in self._drivers:
+            self._drivers[store.pk] = driver_for(store)
+        return self._drivers[store.pk]
 
     def _copy(self, running: _Running, source: StoreDriver, target: StoreDriver, journal: _PumpJournal) -> None:
         job = running.job
@@ -306,9 +397,11 @@ class Pump:
             return
         try:
             event.write()
-        except DatabaseError:
+        except (OperationalError, InterfaceError):
             self.events.put(event)
             raise
+        except Exception as error:  # noqa: BLE001 - the rows will never take it: the copy that asked for it ends with it
+            event.refused = error
         event.done.set()
 
     def _steer(self) -> None:
@@ -316,43 +409,60 @@ class Pump:
         if not connection.in_atomic_block:
             close_old_connections()
         self._stopping = self._stop()
-        Worker.objects.filter(pk=self.worker_id).update(pumped=timezone.now())
-        if not self._running:
+        self._tell()
+        self._drivers.clear()
+        self._open_batches = open_batches()
+        self._ended_now, self._ended_before = 0, self._ended_now
+        held = {**self._waiting, **self._running}
+        if not held:
             return
-        rows = {row.pk: row for row in Transfer.objects.filter(pk__in=self._running).select_related("batch", "source")}
+        rows = {row.pk: row for row in Transfer.objects.filter(pk__in=held).select_related("batch", "source")}
         busy = _busy({row.batch_id for row in rows.values()}, {row.source_id for row in rows.values()})
-        ours_batch: dict[int | None, int] = defaultdict(int)
-        ours_store: dict[int, int] = defaultdict(int)
-        for pk, running in self._running.items():
+        ours = _Busy(Counter(), Counter())
+        for pk, running in held.items():
             row = rows.get(pk)
             if row is None or row.state != TransferState.RUNNING or row.epoch != running.job.epoch:
                 running.control.stop("cancelled or taken over")
                 continue
-            ours_batch[row.batch_id] += 1
-            ours_store[row.source_id] += 1
+            running.job.transfer.priority = row.priority
+            if pk in self._running:
+                ours.batches[row.batch_id] += 1
+                ours.stores[row.source_id] += 1
             if row.batch is None or row.priority == transfers.ON_DEMAND:
                 continue
             if not (row.batch.open and is_open(row.batch.window)):
                 running.control.stop("paused")
-            elif ours_batch[row.batch_id] > row.batch.concurrency:
+            elif ours.batches[row.batch_id] > row.batch.concurrency:
                 running.control.stop("concurrency was lowered")
-        for row in rows.values():
-            if row.batch is not None:
-                share = ours_batch[row.batch_id] / max(1, busy.batches.get(row.batch_id, 1))
+        self._split_limits(rows.values(), ours, busy)
+
+    def _split_limits(self, rows: Collection[Transfer], ours: _Busy, busy: _Busy) -> None:
+        """Give each throttle of ours its part of the limit, as what we copy is to what all workers copy."""
+        for row in rows:
+            if not ours.stores[row.source_id]:
+                continue
+            if row.batch is not None and ours.batches[row.batch_id]:
+                share = ours.batches[row.batch_id] / max(1, busy.batches[row.batch_id])
                 self._throttles["batch", row.batch.pk].set_rate(row.batch.bandwidth * share if row.batch.bandwidth else None)
-            share = ours_store[row.source_id] / max(1, busy.stores.get(row.source_id, 1))
+            share = ours.stores[row.source_id] / max(1, busy.stores[row.source_id])
             limit = row.source.read_limit
             self._throttles["store", row.source_id].set_rate(limit * share if limit else None)
+
+    def _tell(self) -> None:
+        """Let the supervisor and the other pumps see that this one is at work."""
+        Worker.objects.filter(pk=self.worker_id).update(pumped=timezone.now())
+        Claimer.objects.update_or_create(worker_id=self.worker_id, number=self.number, defaults={"seen": Now()})
 
     def _renew(self) -> None:
         started = time.monotonic()
         leases = []
-        for pk, running in self._running.items():
+        held = {**self._waiting, **self._running}
+        for pk, running in held.items():
             progressed = running.control.progress_at > running.reported
             running.reported = running.control.progress_at
             leases.append(Lease(pk, running.job.epoch, running.control.bytes_done, progressed, running.control.waiting_on))
         kept = transfers.renew(leases)
-        for pk, running in self._running.items():
+        for pk, running in held.items():
             if pk in kept:
                 running.renewed = started
                 running.control.valid_until = started + settings.LEASE_SECONDS / 2
@@ -361,55 +471,79 @@ class Pump:
 
     def _stop_unrenewed(self) -> None:
         """Stop by our own clock: past half a lease without a renewal somebody else may soon take over."""
-        for running in self._running.values():
+        for running in (*self._running.values(), *self._waiting.values()):
             if time.monotonic() - running.renewed > settings.LEASE_SECONDS / 2:
                 running.control.stop("the lease could not be renewed in time")
 
     def _flush_parts(self) -> None:
-        for journal in self._journals.values():
-            journal.flush()
+        for pk, journal in self._journals.items():
+            try:
+                journal.flush()
+            except (OperationalError, InterfaceError):
+                raise
+            except DatabaseError as error:
+                self._running[pk].broken = error
+                self._running[pk].control.stop("its parts could not be written down")
 
     def _stop_all(self, reason: str) -> None:
-        for running in self._running.values():
+        for running in (*self._running.values(), *self._waiting.values()):
             running.control.stop(reason)
 
     # --- ending --------------------------------------------------------------------------------------------------------
 
     def _end_items(self) -> int:
-        released: list[Job] = []
         while True:
             try:
                 job, outcome = self._ended.get_nowait()
             except queue.Empty:
                 break
-            running = self._running.pop(job.transfer.pk)
-            journal = self._journals.pop(job.transfer.pk)
-            late = time.monotonic() - running.renewed > settings.LEASE_SECONDS
-            if isinstance(outcome, Exception):
-                journal.flush()
-                if isinstance(outcome, Stopped):
-                    released.append(job)
-                else:
-                    log.warning("transfer %s failed: %s", job.transfer.pk, outcome, exc_info=_unexpected(outcome))
-                    transfers.fail(job, outcome)
-            elif late:
-                released.append(job)
-            else:
-                self._finished.append((job, outcome))
-        if released:
-            transfers.release(released)
-            transfers.mark_unswept(released)
-        if not self._finished or (self._running and len(self._finished) < self.slots // 2 and not self._due()):
+            try:
+                self._end(job, outcome)
+            except (OperationalError, InterfaceError):
+                self._ended.put((job, outcome))
+                raise
+            self._ended_now += 1
+        if self._released:
+            transfers.release(self._released)
+            transfers.mark_unswept(self._released)
+            self._released = []
+        if not self._finished or (
+            self._running and len(self._finished) < self.slots // (1 if self._waiting else 2) and not self._due()
+        ):
             return 0
         proven = self._prove()
         transfers.mark_unswept(job for job, _ in self._finished if job.transfer.pk not in proven)
         self._finished = []
         return len(proven)
 
+    def _end(self, job: Job, outcome: Sequence[CopiedFile] | Exception) -> None:
+        """Write down how a copy ended; what is proven or given back waits for others to be written with it."""
+        running = self._running[job.transfer.pk]
+        if isinstance(outcome, Exception):
+            try:
+                self._journals[job.transfer.pk].flush()
+            except (OperationalError, InterfaceError):
+                raise
+            except DatabaseError as error:
+                running.broken = error
+            outcome = running.broken or outcome
+            if isinstance(outcome, Stopped):
+                self._released.append(job)
+            else:
+                log.warning("transfer %s failed: %s", job.transfer.pk, outcome, exc_info=_unexpected(outcome))
+                transfers.fail(job, outcome)
+        elif time.monotonic() - running.renewed > settings.LEASE_SECONDS:
+            self._released.append(job)
+        else:
+            self._finished.append((job, outcome))
+        del self._running[job.transfer.pk], self._journals[job.transfer.pk]
+
     def _prove(self) -> set[int]:
         """Prove what finished in one transaction; where the rows do not take it, one by one, so that the bad one fails alone."""
+        held = [running.job for running in (*self._running.values(), *self._waiting.values())]
+        heirs = [job for job in held if job.background and job.transfer.pump is None]
         try:
-            return transfers.prove(self._finished)
+            return transfers.prove(self._finished, heirs=heirs)
         except (OperationalError, InterfaceError):
             raise
         except Exception:
@@ -417,7 +551,7 @@ class Pump:
         proven: set[int] = set()
         for job, files in self._finished:
             try:
-                proven |= transfers.prove([(job, files)])
+                proven |= transfers.prove([(job, files)], heirs=heirs)
             except (OperationalError, InterfaceError):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and told as its failure
@@ -435,16 +569,16 @@ def _unexpected(error: Exception) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Busy:
-    batches: dict[int | None, int]
-    stores: dict[int, int]
+    batches: Counter[int | None]
+    stores: Counter[int]
 
 
 def _busy(batches: set[int | None], stores: set[int]) -> _Busy:
-    """Live leases over all workers, by batch and by source: what a limit is split over."""
-    running = Transfer.objects.filter(state=TransferState.RUNNING).order_by()
+    """What is copied over all workers, by batch and by source: what a limit is split over."""
+    running = Transfer.objects.filter(state=TransferState.RUNNING, pump__isnull=False).order_by()
     return _Busy(
-        dict(running.filter(batch__in=[pk for pk in batches if pk]).values_list("batch").annotate(n=Count("pk"))),
-        dict(running.filter(source__in=stores).values_list("source").annotate(n=Count("pk"))),
+        Counter(dict(running.filter(batch__in=[pk for pk in batches if pk]).values_list("batch").annotate(n=Count("pk")))),
+        Counter(dict(running.filter(source__in=stores).values_list("source").annotate(n=Count("pk")))),
     )
 
 

@@ -20,7 +20,7 @@ from stores.models.refs import (
 )
 from stores.models.region import Account, Zone
 from stores.models.scans import ScanRun
-from stores.models.transfers import Transfer, TransferBatch, TransferPart, TransferUpload, Worker, WorkerReach
+from stores.models.transfers import Claimer, Transfer, TransferBatch, TransferPart, TransferUpload, Worker, WorkerReach
 from stores.states import Kind
 
 
@@ -43,6 +43,7 @@ KINDS: dict[Kind, KindModels] = {
 __all__ = [
     "KINDS",
     "Account",
+    "Claimer",
     "Hold",
     "ImageStore",
     "ImageStoreDetail",

@@ -28,6 +28,8 @@ class Worker(models.Model):
     heartbeat = models.DateTimeField(default=timezone.now)
     pumped = models.DateTimeField(null=True, blank=True)
     """When a process of its queue cluster was last seen at work."""
+    pumps = models.PositiveSmallIntegerField(default=1)
+    """How many pumps its queue cluster runs at most."""
     stopped = models.DateTimeField(null=True, blank=True)
 
     class Meta:
@@ -64,6 +66,24 @@ class WorkerReach(models.Model):
         return f"worker {self.worker_id} {'reaches' if self.ok else 'does not reach'} store {self.store_id}"
 
 
+class Claimer(models.Model):
+    """A pump at work: a process that claims for its worker. Its asks are what makes others leave it its share."""
+
+    id = models.BigAutoField(primary_key=True)
+    worker = models.ForeignKey(Worker, on_delete=models.CASCADE, related_name="claimers")
+    number = models.PositiveIntegerField()
+    """Its process id."""
+    seen = models.DateTimeField(default=timezone.now)
+    asks = models.JSONField(default=dict)
+    """Batch id -> how many more transfers of it the pump would copy at once, were it not for the batch's concurrency."""
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["worker", "number"], name="claimer_once")]
+
+    def __str__(self) -> str:
+        return f"pump {self.number} of worker {self.worker_id}"
+
+
 class TransferBatch(models.Model):
     """Transfers that are run, paused and limited together. Limits may change at any time and bite within one part."""
 
@@ -72,6 +92,8 @@ class TransferBatch(models.Model):
     name = models.CharField(max_length=255)
     open = models.BooleanField(default=False)
     """Its transfers may be claimed and may go on; false = paused."""
+    opened = models.DateTimeField(null=True, blank=True)
+    """When it was opened last; for a moment after it every worker finds its share untouched."""
     only_canary = models.BooleanField(default=False)
     """Only transfers marked as canary may be claimed."""
     concurrency = models.PositiveIntegerField(default=8)
@@ -95,8 +117,9 @@ class Transfer(models.Model):
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     kind = models.CharField(max_length=16, choices=[(kind, kind) for kind in Kind])
     item_id = models.BigIntegerField()
-    source = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="transfers_from")
-    target = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="transfers_to")
+    # Without an index of their own: nearly all transfers have the same, and SQLite would prefer it to that of a claim.
+    source = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="transfers_from", db_index=False)
+    target = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="transfers_to", db_index=False)
     source_ref_id = models.BigIntegerField()
     target_ref_id = models.BigIntegerField()
     batch = models.ForeignKey(TransferBatch, null=True, blank=True, on_delete=models.SET_NULL, related_name="transfers")
@@ -113,6 +136,9 @@ class Transfer(models.Model):
     worker = models.ForeignKey(Worker, null=True, blank=True, on_delete=models.SET_NULL, related_name="transfers")
     lease_until = models.DateTimeField(null=True, blank=True)
     epoch = models.PositiveIntegerField(default=0)
+    pump = models.PositiveIntegerField(null=True, blank=True)
+    """While Running: number of the worker's pump that has a seat for it, which is what the batch's concurrency counts; null for
+    what was claimed ahead, so that it can begin when another of the pump's ends."""
 
     bytes_total = models.BigIntegerField(default=0)
     bytes_done = models.BigIntegerField(default=0)

@@ -65,8 +65,8 @@ class Machine:
         for cluster in self.children(self.pid):
             for guard in self.children(cluster):
                 # django-q2 starts its workers first, then the monitor and the pusher.
-                if len(found := self.children(guard)) == 4:
-                    return found[:2]
+                if len(found := self.children(guard)) == 5:
+                    return found[:3]
         return []
 
     def copying(self, path: Path) -> int | None:

@@ -81,7 +81,7 @@ def assert_complete(ground: Ground) -> None:
     assert ground.stored() == ground.hashes
 
 
-def test_drain_completes_when_both_idle_queue_workers_are_killed_before_it(ground, environment):
+def test_drain_completes_when_all_idle_queue_workers_are_killed_before_it(ground, environment):
     with start_worker(ground, environment) as machine:
         idle = machine.queue_workers()
         wait_for(lambda: ask(ground, "SELECT 1 FROM stores_workerreach WHERE ok"), "the stores to be reached", machine)

@@ -125,22 +125,20 @@ class Command(ServiceCommand):
                 try:
                     for tick in ticks:
                         tick.start_if_due()
-                    waits, seen = self._look(worker)
+                    waits, at_work, seen = self._look(worker)
                 except Exception:
                     log.exception("the database did not answer; trying again")
                     continue
-                if waits and not seen:
-                    waiting_since = waiting_since or time.monotonic()
-                    self._ring()
-                else:
-                    waiting_since = None
+                if waits and at_work < settings.QUEUE_WORKERS:
+                    self._ring(settings.QUEUE_WORKERS - at_work)
+                waiting_since = None if seen or not waits else waiting_since or time.monotonic()
                 silent = waiting_since is not None and time.monotonic() - waiting_since > _SILENCE_SECONDS
                 if cluster.poll() is not None or silent:
                     log.warning("the queue cluster %s; it is restarted", "is silent while work waits" if silent else "has ended")
                     queue.kill_cluster(cluster)
                     cluster = self._start(worker)
                     waiting_since = None
-                if options["until_idle"] and not waits and not seen:
+                if options["until_idle"] and not waits and not at_work:
                     break
         finally:
             self._stop(worker, cluster)
@@ -151,19 +149,23 @@ class Command(ServiceCommand):
         return queue.start_cluster({WORKER_ENV: str(worker.pk)})
 
     @staticmethod
-    def _look(worker: Worker) -> tuple[bool, bool]:
-        """(work waits that this worker may take, one of our queue processes was seen at work just now)."""
+    def _look(worker: Worker) -> tuple[bool, int, bool]:
+        """(work waits that this worker may take or ask for, how many pumps of ours are at it, whether one was just now).
+
+        One that found all seats of a batch taken has ended again: that is no silence.
+        """
         now = timezone.now()
         Worker.objects.filter(pk=worker.pk).update(heartbeat=now)
         pumped = Worker.objects.values_list("pumped", flat=True).get(pk=worker.pk)
         seen = pumped is not None and (now - pumped).total_seconds() < 5
-        return transfers.waits_for(worker.pk, open_batches=open_batches()), seen
+        waits = transfers.waits_for(worker.pk, open_batches=open_batches())
+        return waits, transfers.pumps_at_work(worker.pk), seen
 
     @staticmethod
-    def _ring() -> None:
-        """Wake our processes, but never pile messages up behind busy or dead ones."""
+    def _ring(missing: int) -> None:
+        """Wake so many of our processes, but never pile messages up behind busy or dead ones."""
         if queue.pending() < settings.QUEUE_WORKERS:
-            for _ in range(settings.QUEUE_WORKERS):
+            for _ in range(missing):
                 queue.wake(transfers.PUMP)
 
     @staticmethod

@@ -13,6 +13,7 @@ from stores.services.transfers.endings import (
 from stores.services.transfers.jobs import BACKGROUND, MAX_ATTEMPTS, ON_DEMAND, PUMP, READABLE, Job, install_path_on
 from stores.services.transfers.leases import Lease, claim, expire_leases, release, renew, waits_for
 from stores.services.transfers.planning import ensure, plan_batch, retry, unblock_ready
+from stores.services.transfers.shares import open_batch, pumps_at_work
 
 __all__ = [
     "BACKGROUND",
@@ -32,8 +33,10 @@ __all__ = [
     "install_path_on",
     "lease_for_sweep",
     "mark_unswept",
+    "open_batch",
     "plan_batch",
     "prove",
+    "pumps_at_work",
     "release",
     "renew",
     "retry",

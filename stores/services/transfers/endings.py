@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Case, Count, F, Max, Min, Q, QuerySet, When
+from django.db.models import Case, Count, F, Max, Min, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -35,10 +35,11 @@ from stores.states import (
 )
 
 
-def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]]) -> set[int]:
+def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequence[Job] = ()) -> set[int]:
     """Make the promises of proven copies true, many in one transaction; returns the transfers that were still ours.
 
-    Transfer Proven, target ref Ready with its files, the originals' count taken back, children freed.
+    Transfer Proven, target ref Ready with its files, the originals' count taken back, children freed. The seats that become
+    free go to `heirs`, in their order: what the same pump has claimed ahead.
     """
     results = {job.transfer.pk: (job, files) for job, files in finished}
     reach("prove.before")
@@ -51,25 +52,59 @@ def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]]) -> set[int]:
         proven: list[Transfer] = []
         for kind, group in by_kind.items():
             proven += _prove_kind(kind, group, results)
-        now = timezone.now()
-        for row in proven:
-            row.state = next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.PROVE)
-            row.proof = _weakest(results[row.pk][1])
-            row.bytes_total = row.bytes_done = sum(file.size for file in results[row.pk][1])
-            row.finished_at = row.progress_at = now
-            row.worker, row.lease_until, row.swept = None, None, True
-            row.error = row.error_cause = row.remedy = ""
-        fields = ["state", "proof", "bytes_total", "bytes_done", "finished_at", "progress_at", "worker", "lease_until", "swept"]
-        Transfer.objects.bulk_update(proven, [*fields, "error", "error_cause", "remedy"])
+        _end_proven(proven, results)
         ids = [row.pk for row in proven]
         cancel_live(Transfer.objects.filter(pk__in=[row.pk for row in ours if row.pk not in ids]))  # its ref went another way
         TransferUpload.objects.filter(transfer__in=ids).delete()
         Transfer.objects.filter(parent__in=ids, state=TransferState.BLOCKED).update(
             state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK)
         )
+        seated = _pass_seats(ours, heirs)
         reach("prove.before-commit")
+    for job, pump in seated:
+        job.transfer.pump = pump
     reach("prove.committed")
     return set(ids)
+
+
+def _end_proven(proven: Sequence[Transfer], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> None:
+    """One statement for all that are alike: every item of the size it was planned with, as nearly all are."""
+    alike: dict[tuple[Proof, int | None], list[int]] = defaultdict(list)
+    for row in proven:
+        files = results[row.pk][1]
+        total = sum(file.size for file in files)
+        alike[_weakest(files), None if total == row.bytes_total else total].append(row.pk)
+    for (proof, other), ids in alike.items():
+        size: Any = F("bytes_total") if other is None else other
+        Transfer.objects.filter(pk__in=ids).update(
+            state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.PROVE),
+            proof=proof,
+            bytes_total=size,
+            bytes_done=size,
+            finished_at=Now(),
+            progress_at=Now(),
+            worker=None,
+            lease_until=None,
+            swept=True,
+            error="",
+            error_cause="",
+            remedy="",
+        )
+
+
+def _pass_seats(ended: Iterable[Transfer], heirs: Sequence[Job]) -> list[tuple[Job, int]]:
+    """Give the seats of what ended to as many of the heirs; returns those that got one, with its pump."""
+    free: dict[int | None, list[int]] = defaultdict(list)
+    for row in ended:
+        if row.pump is not None:
+            free[row.batch_id].append(row.pump)
+    seated = [(job, free[job.transfer.batch_id].pop()) for job in heirs if free[job.transfer.batch_id]]
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for job, pump in seated:
+        alike[job.epoch, pump].append(job.transfer.pk)
+    for (epoch, pump), ids in alike.items():
+        Transfer.objects.filter(pk__in=ids, epoch=epoch, state=TransferState.RUNNING).update(pump=pump)
+    return seated
 
 
 def _weakest(files: Sequence[CopiedFile]) -> Proof:
@@ -90,39 +125,43 @@ def _prove_kind(kind: Kind, group: Sequence[Transfer], results: Mapping[int, tup
         if ref is None or ref.state not in {RefState.PROMISED, RefState.CREATING, *READABLE}:
             continue
         job, copied = results[row.pk]
-        if ref.state not in READABLE:  # else another transfer was faster, and its object has just been replaced by ours
-            ref.state = RefState.READY
-        ref.journalled = False
         ref.install_path = job.target_path
         ref.proof = _weakest(copied)
         ref.sha256 = manifest_sha256(_relative_names(job, copied))
-        ref.size = ref.physical_size = sum(file.size for file in copied)
-        ref.proven_at = ref.updated = now
-        ref.error_str = ""
-        ref.update_count += 1
+        ref.size = sum(file.size for file in copied)
         ready.append(ref)
         files += _target_files(models.file, job, copied, ref)
         proven.append(row)
-    fields = [
-        "state",
-        "install_path",
-        "proof",
-        "sha256",
-        "size",
-        "physical_size",
-        "proven_at",
-        "updated",
-        "error_str",
-        "update_count",
-        "journalled",
-    ]
-    models.ref.objects.bulk_update(ready, fields)
+    size = _each(ready, "size")
+    models.ref.objects.filter(pk__in=[ref.pk for ref in ready]).update(
+        # One that is readable already stays as it is: another transfer was faster, and ours has just replaced its object.
+        state=Case(When(state__in=READABLE, then=F("state")), default=Value(RefState.READY)),
+        install_path=_each(ready, "install_path"),
+        proof=_each(ready, "proof"),
+        sha256=_each(ready, "sha256"),
+        size=size,
+        physical_size=size,
+        proven_at=now,
+        updated=now,
+        error_str="",
+        update_count=F("update_count") + 1,
+        journalled=False,
+    )
     models.file.objects.filter(ref__in=[ref.pk for ref in ready]).delete()
     models.file.objects.bulk_create(files)
     item_ids = [row.item_id for row in proven]
     keep_hidden(kind, item_ids)
     holds.keep_promises(kind, item_ids)
     return proven
+
+
+def _each(refs: Sequence[StoreRef], field: str) -> Any:
+    """The value of each ref's field, as an expression."""
+    values = {getattr(ref, field) for ref in refs}
+    if len(values) == 1:
+        return Value(values.pop())
+    of_row = [When(pk=ref.pk, then=Value(getattr(ref, field))) for ref in refs]
+    return Case(*of_row, default=F(field))
 
 
 def _relative_names(job: Job, copied: Sequence[CopiedFile]) -> list[tuple[str, str]]:

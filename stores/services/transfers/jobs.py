@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from stores import layout
-from stores.models import ImageStore, Item, Kind, StoreFile, Transfer
+from stores.models import ImageStore, Item, Kind, StoreFile, Transfer, TransferUpload
 from stores.states import RefState
 
 ON_DEMAND, BACKGROUND = 0, 10
@@ -34,6 +34,13 @@ class Job:
     """`install_path` that the target ref will have."""
     files: tuple[StoreFile, ...]
     epoch: int
+    uploads: tuple[TransferUpload, ...] = ()
+    """What earlier attempts had begun and recorded, with its parts."""
+
+    @property
+    def background(self) -> bool:
+        """Whether it is copied only on a seat of its batch."""
+        return self.transfer.batch_id is not None and self.transfer.priority != ON_DEMAND
 
     @property
     def token(self) -> str:

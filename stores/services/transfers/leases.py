@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import transaction
-from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 from django.db.models.functions import Greatest, Now
 from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
-from stores.models import KINDS, ImageStore, Kind, StoreFile, Transfer, TransferBatch
+from stores.models import KINDS, ImageStore, Kind, StoreFile, Transfer, TransferBatch, TransferUpload
 from stores.services.transfers.endings import fail_descendants
 from stores.services.transfers.jobs import MAX_ATTEMPTS, ON_DEMAND, Job, install_path_on, lease_end
+from stores.services.transfers.shares import Shares
 from stores.states import TRANSFER_TRANSITIONS, StoreState, TransferEvent, TransferState, next_state
 
 
-def claim(worker_id: int, *, limit: int, avoid_stores: Collection[int] = (), open_batches: Collection[int] = ()) -> list[Job]:
-    """Take up to `limit` transfers that this worker reaches, on demand before background, parents before children.
+def claim(
+    worker_id: int,
+    *,
+    limit: int,
+    ahead: int = 0,
+    pump: int = 0,
+    avoid_stores: Collection[int] = (),
+    open_batches: Collection[int] = (),
+) -> list[Job]:
+    """Take up to `limit` transfers that this worker reaches, on demand before background, parents before children; and up to
+    `ahead` more that may begin only when others of this pump end.
 
     `open_batches` are the batches whose window is open now. A fixed number of statements, whatever the rows.
     """
-    if limit <= 0:
+    if limit + ahead <= 0:
         return []
     with transaction.atomic():
-        allowance = _allowance(open_batches)
-        batches = [batch for batch, allowed in allowance.items() if allowed > 0]
+        shares = Shares(worker_id, pump, open_batches, wants=limit)
+        useful = [batch for batch in shares.batches if shares[batch.pk].seats or (ahead and shares[batch.pk].ahead)]
         queued = (
-            _claimable(worker_id, batches, avoid_stores)
+            _claimable(worker_id, useful, avoid_stores)
+            .select_related("source", "target", "batch")
             .select_for_update(skip_locked=True, of=("self",))
-            .order_by("priority", "depth", "id")[:limit]
+            .order_by("priority", "depth", "id")[: limit + ahead]
         )
-        taken = _within(list(queued), allowance)
+        seated, unseated, missing = _within(list(queued), shares, limit, ahead)
+        others = [batch for batch in shares.batches if batch not in useful]
+        if len(seated) < limit and others:
+            missing |= dict.fromkeys(_waiting(worker_id, others, avoid_stores), limit - len(seated))
+        shares.ask(missing)
+        taken = [*seated, *unseated]
         if not taken:
             return []
         now = timezone.now()
-        ids = [transfer.pk for transfer in taken]
-        Transfer.objects.filter(pk__in=ids).update(
+        Transfer.objects.filter(pk__in=[transfer.pk for transfer in taken]).update(
             state=next_state(TRANSFER_TRANSITIONS, TransferState.QUEUED, TransferEvent.CLAIM),
             worker_id=worker_id,
+            pump=Case(When(pk__in=[transfer.pk for transfer in seated], then=pump), default=None),
             lease_until=lease_end(),
             epoch=F("epoch") + 1,
             attempts=F("attempts") + 1,
@@ -50,11 +66,15 @@ def claim(worker_id: int, *, limit: int, avoid_stores: Collection[int] = (), ope
             progress_at=now,
             swept=False,
         )
-        jobs = _jobs(
-            list(
-                Transfer.objects.filter(pk__in=ids).select_related("source", "target", "batch").prefetch_related("uploads__parts")
-            )
-        )
+        for transfer in taken:  # as the UPDATE has just left them, and nobody else can change them before the commit
+            transfer.state = TransferState.RUNNING
+            transfer.worker_id, transfer.pump = worker_id, None
+            transfer.epoch, transfer.attempts, transfer.bytes_done = transfer.epoch + 1, transfer.attempts + 1, 0
+            transfer.started_at = transfer.progress_at = now
+            transfer.swept = False
+        for transfer in seated:
+            transfer.pump = pump
+        jobs = _jobs(taken)
     reach("claim.committed")
     return jobs
 
@@ -72,35 +92,39 @@ def _claimable(worker_id: int, batches: Iterable[TransferBatch], avoid_stores: C
     )
 
 
+def _waiting(worker_id: int, batches: Sequence[TransferBatch], avoid_stores: Collection[int]) -> list[int]:
+    """Those of the batches of which this worker could take something."""
+    waiting = _claimable(worker_id, batches, avoid_stores).filter(batch=OuterRef("pk")).exclude(priority=ON_DEMAND)
+    return list(
+        TransferBatch.objects.filter(Exists(waiting), pk__in=[batch.pk for batch in batches]).values_list("pk", flat=True)
+    )
+
+
 def waits_for(worker_id: int, *, open_batches: Collection[int]) -> bool:
-    """Whether a transfer waits that this worker may take."""
+    """Whether a transfer waits that this worker may take, or ask for."""
     return _claimable(worker_id, TransferBatch.objects.filter(pk__in=open_batches, open=True)).exists()
 
 
-def _allowance(open_batches: Collection[int]) -> dict[TransferBatch, int]:
-    """How many more items each open batch may have under way; locks the batches against a simultaneous claim."""
-    batches = list(TransferBatch.objects.select_for_update().filter(pk__in=open_batches, open=True).order_by("pk"))
-    if not batches:
-        return {}
-    running = dict(
-        Transfer.objects.filter(batch__in=batches, state=TransferState.RUNNING)
-        .values_list("batch")
-        .annotate(n=Count("pk"))
-        .order_by()
-    )
-    return {batch: batch.concurrency - running.get(batch.pk, 0) for batch in batches}
-
-
-def _within(candidates: Sequence[Transfer], allowance: Mapping[TransferBatch, int]) -> list[Transfer]:
-    left = {batch.pk: allowed for batch, allowed in allowance.items()}
-    taken = []
+def _within(
+    candidates: Sequence[Transfer], shares: Shares, limit: int, ahead: int
+) -> tuple[list[Transfer], list[Transfer], dict[int, int]]:
+    """(what gets a seat, what is claimed ahead, batch -> how many more would have had one but for its concurrency)."""
+    seats = {batch.pk: shares[batch.pk].seats for batch in shares.batches}
+    seated: list[Transfer] = []
+    unseated: list[Transfer] = []
+    missing: dict[int, int] = {}
     for transfer in candidates:
-        if transfer.batch_id is not None and transfer.priority != ON_DEMAND:
-            if left[transfer.batch_id] <= 0:
-                continue
-            left[transfer.batch_id] -= 1
-        taken.append(transfer)
-    return taken
+        batch = None if transfer.priority == ON_DEMAND else transfer.batch_id
+        if len(seated) < limit and (batch is None or seats[batch] > 0):
+            seated.append(transfer)
+            if batch is not None:
+                seats[batch] -= 1
+        elif batch is not None:
+            if len(seated) < limit:
+                missing[batch] = limit - len(seated)
+            if len(unseated) < ahead and shares[batch].ahead:
+                unseated.append(transfer)
+    return seated, unseated, missing
 
 
 def _jobs(transfers: Sequence[Transfer]) -> list[Job]:
@@ -108,6 +132,10 @@ def _jobs(transfers: Sequence[Transfer]) -> list[Job]:
     by_kind: dict[Kind, list[Transfer]] = defaultdict(list)
     for transfer in transfers:
         by_kind[Kind(transfer.kind)].append(transfer)
+    uploads: dict[int, list[TransferUpload]] = defaultdict(list)
+    again = [transfer.pk for transfer in transfers if transfer.epoch > 1]
+    for upload in TransferUpload.objects.filter(transfer__in=again).prefetch_related("parts"):
+        uploads[upload.transfer_id].append(upload)
     for kind, group in by_kind.items():
         models = KINDS[kind]
         items = models.item.objects.in_bulk([transfer.item_id for transfer in group])
@@ -120,7 +148,8 @@ def _jobs(transfers: Sequence[Transfer]) -> list[Job]:
             item = items[transfer.item_id]
             source_path = paths[transfer.source_ref_id]
             target_path = install_path_on(item, source_path, transfer.target)
-            jobs.append(Job(transfer, item, source_path, target_path, tuple(files[transfer.source_ref_id]), transfer.epoch))
+            of_ref, begun = tuple(files[transfer.source_ref_id]), tuple(uploads[transfer.pk])
+            jobs.append(Job(transfer, item, source_path, target_path, of_ref, transfer.epoch, begun))
     order = {transfer.pk: position for position, transfer in enumerate(transfers)}
     return sorted(jobs, key=lambda job: (job.transfer.priority, job.transfer.depth, order[job.transfer.pk]))
 

@@ -1,0 +1,149 @@
+"""How a batch's concurrency is shared among the pumps of all workers: fairly, and so that nobody keeps what others could use.
+
+A transfer that is copied takes a seat of its batch (`Transfer.pump`). A free seat goes to the worker that has fewest of those
+that ask, and there to the pump that has fewest. What a pump has it keeps; above its share it gets no more while others ask.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db.models import BooleanField, Case, Count, Exists, OuterRef, Q, Value, When
+from django.db.models.functions import Now
+
+from stores.models import Claimer, Transfer, TransferBatch, Worker, WorkerReach
+from stores.states import TransferState
+
+ASK_SECONDS = 3.0
+"""A pump that has not asked for so long is not there: its share is given to others."""
+_GATHERING_SECONDS = 5.0
+"""So long after a batch was opened, the shares of living workers wait for them; later only for those that ask."""
+_LIVING_SECONDS = 90.0
+_PLENTY = 1 << 20
+
+
+@dataclass(slots=True)
+class Claimant:
+    """A pump that holds seats of a batch or wants some."""
+
+    worker: int
+    pump: int
+    held: int = 0
+    wants: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a pump may take of a batch now."""
+
+    seats: int
+    ahead: bool
+    """It may claim what has no seat yet: enough are left for whoever asks and has less than its share."""
+
+
+def share_out(free: int, claimants: Collection[Claimant], asking: Claimant) -> Share:
+    """What `asking`, one of the claimants, gets of `free` seats: each goes to whoever then has fewest, the asking one before
+    others that have as few."""
+    total: dict[int, int] = defaultdict(int)
+    held = {id(claimant): claimant.held for claimant in claimants}
+    wants = {id(claimant): claimant.wants for claimant in claimants}
+    for claimant in claimants:
+        total[claimant.worker] += claimant.held
+    floor = (free + sum(held.values())) // len(claimants)
+    others = [claimant for claimant in claimants if claimant is not asking]
+    due = sum(min(claimant.wants, max(0, floor - claimant.held)) for claimant in others)
+    at_first, got = free, 0
+    while free > 0 and (left := [claimant for claimant in claimants if wants[id(claimant)] > 0]):
+        first = min(left, key=lambda one: (total[one.worker], held[id(one)], one is not asking))
+        free -= 1
+        held[id(first)] += 1
+        wants[id(first)] -= 1
+        total[first.worker] += 1
+        got += first is asking
+    return Share(got, ahead=due <= max(0, at_first - got))
+
+
+class Shares:
+    """The seats of the batches that are open now, as one pump sees them. Made inside the transaction of its claim, whose lock on
+    the batches keeps it true. A fixed number of statements."""
+
+    def __init__(self, worker_id: int, pump: int, open_batches: Collection[int], *, wants: int) -> None:
+        opening = Case(When(opened__gt=_ago(_GATHERING_SECONDS), then=True), default=Value(False), output_field=BooleanField())
+        rows = TransferBatch.objects.select_for_update().filter(pk__in=open_batches, open=True)
+        self.batches = list(rows.annotate(opening=opening).order_by("pk"))
+        self._pump = (worker_id, pump)
+        self._known: Claimer | None = None
+        self._shares: dict[int, Share] = {}
+        if self.batches:
+            self._divide(wants)
+
+    def __getitem__(self, batch_id: int) -> Share:
+        return self._shares[batch_id]
+
+    def _divide(self, wants: int) -> None:
+        seats = Transfer.objects.filter(batch__in=self.batches, state=TransferState.RUNNING, pump__isnull=False)
+        found: dict[int, dict[tuple[int, int], Claimant]] = defaultdict(dict)
+        for batch_id, worker, pump, count in seats.values_list("batch", "worker", "pump").annotate(n=Count("pk")).order_by():
+            found[batch_id][worker, pump] = Claimant(worker, pump, held=count)
+        pumps: dict[int, set[int]] = defaultdict(set)
+        for row in Claimer.objects.filter(_alive("worker__"), seen__gt=_ago(ASK_SECONDS)):
+            pumps[row.worker_id].add(row.number)
+            if (row.worker_id, row.number) == self._pump:
+                self._known = row
+                continue
+            for batch_id, asked in row.asks.items():
+                claimant = found[int(batch_id)].setdefault((row.worker_id, row.number), Claimant(row.worker_id, row.number))
+                claimant.wants = asked
+        expected = _expected([batch for batch in self.batches if batch.opening])
+        for batch in self.batches:
+            of_batch = found[batch.pk]
+            asking = of_batch.setdefault(self._pump, Claimant(*self._pump))
+            asking.wants = wants
+            for worker, count in expected.get(batch.pk, {}).items():
+                there = {pump for known, pump in of_batch if known == worker} | pumps[worker]
+                for number in range(len(there), count):
+                    of_batch[worker, -1 - number] = Claimant(worker, -1 - number, wants=_PLENTY)
+            free = batch.concurrency - sum(claimant.held for claimant in of_batch.values())
+            self._shares[batch.pk] = share_out(free, list(of_batch.values()), asking)
+
+    def ask(self, missing: Mapping[int, int]) -> None:
+        """Tell the others what this pump would take more of each batch; they leave it its share from now on."""
+        asks = {str(batch_id): wanted for batch_id, wanted in missing.items()}
+        if self._known is None and not asks:
+            return
+        if self._known is None or self._known.asks != asks:
+            worker_id, number = self._pump
+            Claimer.objects.update_or_create(worker_id=worker_id, number=number, defaults={"asks": asks, "seen": Now()})
+
+
+def open_batch(batch_id: int, *, only_canary: bool = False) -> None:
+    """Let a batch run. Whoever lives is given time to come for its share before others take it."""
+    TransferBatch.objects.filter(pk=batch_id).update(open=True, only_canary=only_canary, opened=Now())
+
+
+def pumps_at_work(worker_id: int) -> int:
+    """How many pumps of this worker claim now."""
+    return Claimer.objects.filter(worker=worker_id, seen__gt=_ago(ASK_SECONDS)).count()
+
+
+def _expected(batches: Collection[TransferBatch]) -> dict[int, dict[int, int]]:
+    """Batch id -> living worker that could take something of it -> how many pumps it may send."""
+    if not batches:
+        return {}
+    there = WorkerReach.objects.filter(worker=OuterRef(OuterRef("pk")), ok=True)
+    reached = Q(Exists(there.filter(store=OuterRef("source")))) & Q(Exists(there.filter(store=OuterRef("target"))))
+    queued = Transfer.objects.filter(reached, state=TransferState.QUEUED)
+    may = {f"may_{batch.pk}": Exists(queued.filter(batch=batch, canary__in=[True, batch.only_canary])) for batch in batches}
+    workers = list(Worker.objects.filter(_alive()).annotate(**may))
+    return {batch.pk: {row.pk: row.pumps for row in workers if getattr(row, f"may_{batch.pk}")} for batch in batches}
+
+
+def _ago(seconds: float) -> Now:
+    return Now() - timedelta(seconds=seconds)  # type: ignore[return-value]
+
+
+def _alive(prefix: str = "") -> Q:
+    return Q(**{f"{prefix}stopped": None, f"{prefix}heartbeat__gt": _ago(_LIVING_SECONDS)})
