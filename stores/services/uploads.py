@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
+
+from django.utils import timezone
 
 from cloudstorage.actors import Actor
 from cloudstorage.checkpoints import reach
 from cloudstorage.errors import Conflict, Invalid
 from cloudstorage.models import Installation
 from stores import images, layout
-from stores.drivers.base import MiB, Part, Reader, Stored, StoreDriver
+from stores.copier import Control
+from stores.drivers import confined
+from stores.drivers.base import Digest, MiB, ObjectInfo, Part, PartData, Reader, Stored, StoreDriver
 from stores.drivers.errors import AlreadyExists, Corrupt, StoreError
 from stores.images.properties import FormatEntry, TemplateProperties
 from stores.models import KINDS, Account, Kind, Snapshot, StoreRef, Template, Zone
+from stores.reading import Source
 from stores.services import items
 from stores.services.image_stores import driver_for, refusal
 from stores.services.inventory import identity_of
@@ -24,6 +32,8 @@ from stores.states import Proof, RefState
 
 UNKNOWN_PART_SIZE = 64 * MiB
 """Part size of a stream whose length nobody told: the 1,000 parts that every store takes then carry 64 GB."""
+HELD = UNKNOWN_PART_SIZE
+"""A part above it waits in a file until it is sent: no stream gives its bytes again, and memory must not grow with an upload."""
 BLOCK = 4 * MiB
 
 
@@ -156,7 +166,7 @@ def _write_all(kind: Kind, ref: StoreRef, filename: str, stream: Stream, expecte
 
 
 def _write(driver: StoreDriver, kind: Kind, ref: StoreRef, key: str, stream: Stream, size: int | None) -> _Written:
-    """Send the stream in parts of one buffer; a single put where it fits."""
+    """Send the stream part by part; a single put where it fits."""
     if driver.exists(key):
         raise Conflict(f"Something lies at {key} already.", remedy="Scan the store; another writer uses this id.")
     items.announce_file(kind, ref, key)
@@ -165,20 +175,20 @@ def _write(driver: StoreDriver, kind: Kind, ref: StoreRef, key: str, stream: Str
     token = items.upload_token(kind, ref)
     part_size = driver.part_size_for(size) if size is not None else max(UNKNOWN_PART_SIZE, driver.capabilities.min_part_size)
     whole = hashlib.sha256()
-    first = _fill(stream, part_size)
-    whole.update(first)
+    parts = _parts(driver, stream, part_size, whole)
+    first = next(parts, b"")
     try:
-        if len(first) < part_size:
+        if isinstance(first, bytes) and len(first) < part_size:
             stored = driver.put(key, first, metadata=metadata, token=token, if_absent=True)
             return _Written(key, len(first), whole.hexdigest(), stored)
-        return _write_parts(driver, kind, ref, key, stream, first, whole, part_size)
+        return _write_parts(driver, kind, ref, key, chain([first], parts), whole, part_size)
     except AlreadyExists as error:
         items.retract_file(kind, ref, key)
         raise Conflict(f"Something lies at {key} already.", remedy="Scan the store; another writer uses this id.") from error
 
 
 def _write_parts(
-    driver: StoreDriver, kind: Kind, ref: StoreRef, key: str, stream: Stream, data: bytes, whole: hashlib._Hash, part_size: int
+    driver: StoreDriver, kind: Kind, ref: StoreRef, key: str, content: Iterable[PartData], whole: Digest, part_size: int
 ) -> _Written:
     token = items.upload_token(kind, ref)
     upload = driver.begin_upload(
@@ -188,12 +198,10 @@ def _write_parts(
         reach("upload.begun")
         parts: list[Part] = []
         offset = 0
-        while data:
+        for data in content:
             parts.append(driver.put_part(upload, len(parts) + 1, offset, data))
             offset += len(data)
             items.still_writing(kind, ref)
-            data = _fill(stream, part_size)
-            whole.update(data)
         stored = driver.complete_upload(upload, parts, if_absent=True)
     except BaseException:
         with suppress(StoreError):  # else `finish_deletes` finds the upload by its token
@@ -202,13 +210,51 @@ def _write_parts(
     return _Written(key, offset, whole.hexdigest(), stored)
 
 
-def _fill(stream: Stream, size: int) -> bytes:
-    """Exactly `size` bytes, or less at the end of the stream."""
-    blocks, missing = [], size
-    while missing and (block := stream.read(min(missing, BLOCK))):
-        blocks.append(block)
-        missing -= len(block)
-    return b"".join(blocks)
+def _parts(driver: StoreDriver, stream: Stream, part_size: int, whole: Digest) -> Iterator[PartData]:
+    """The stream cut into parts, each to be sent before the next is asked for; `whole` is their checksum so far."""
+    while part_size <= HELD:
+        data = b"".join(_blocks(stream, part_size))
+        if not data:
+            return
+        whole.update(data)
+        yield data
+    while True:
+        with tempfile.TemporaryFile() as file:
+            size = _keep(stream, file.fileno(), part_size)
+            if not size:
+                return
+            yield Source(_KeptPart(file.fileno(), size), Control()).window(0, size, whole, driver.part_digest())
+
+
+def _blocks(stream: Stream, size: int) -> Iterator[bytes]:
+    """The next `size` bytes, or less at the end of the stream."""
+    while size and (block := stream.read(min(size, BLOCK))):
+        yield block
+        size -= len(block)
+
+
+def _keep(stream: Stream, handle: int, size: int) -> int:
+    """Write the next `size` bytes of the stream to a file; returns how many there were."""
+    kept = 0
+    for block in _blocks(stream, size):
+        try:
+            confined.write_all(handle, block, kept)
+        except OSError as error:
+            message = f"A part of {size} bytes has to wait on this server's own disk, which refuses it: {error.strerror}."
+            raise Conflict(message, remedy=f"Make room in {tempfile.gettempdir()}, or set TMPDIR, and send it again.") from error
+        kept += len(block)
+    return kept
+
+
+class _KeptPart(Reader):
+    """A part of a stream in a file of this machine."""
+
+    def __init__(self, handle: int, size: int) -> None:
+        self.info = ObjectInfo("The upload", size, timezone.now(), "")
+        self._handle = handle
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return confined.read_exactly(self._handle, offset, length)
 
 
 def _compare(written: _Written, expected: _Expected) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import subprocess
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -130,6 +131,17 @@ def test_bytes_are_whole_when_an_upload_of_unknown_length_goes_in_parts(operator
     assert not server_at(objects.url).uploads
 
 
+@pytest.mark.parametrize("size", [1, 64 * 1024, 128 * 1024, 200_000])
+def test_parts_too_large_to_be_held_wait_in_a_file(operator, viewer, zone, objects, small_parts, monkeypatch, size):
+    monkeypatch.setattr(uploads, "HELD", 1000)
+    monkeypatch.setattr(uploads, "BLOCK", 1000)
+    monkeypatch.setattr("tests.fakes.memory.MemoryDriver.put", None)
+    ref = register(operator, zone, RAW[:size], size=None)
+    assert (ref.size, ref.proof, ref.sha256) == (size, Proof.VERIFIED, hashlib.sha256(RAW[:size]).hexdigest())
+    assert read(viewer, Kind.VOLUME, ref.item) == RAW[:size]
+    assert not server_at(objects.url).uploads
+
+
 def test_bytes_are_read_back_when_the_export_proves_nothing(operator, viewer, zone, export, small_parts):
     ref = register(operator, zone, RAW)
     assert ref.proof == Proof.READ_BACK
@@ -214,6 +226,25 @@ def test_foreign_file_is_not_touched_when_it_lies_where_the_upload_would_go(oper
 
 @pytest.mark.parametrize("fail_at", [190_000, 10_000])
 def test_nothing_is_left_when_the_client_goes_away(operator, zone, objects, small_parts, fail_at):
+    with pytest.raises(ConnectionResetError):
+        register(operator, zone, Trickle(RAW, fail_at=fail_at))
+    nothing_left(Kind.VOLUME, objects)
+
+
+def test_upload_says_where_room_is_missing_when_a_part_cannot_wait_there(operator, zone, objects, small_parts, monkeypatch):
+    monkeypatch.setattr(uploads, "HELD", 1000)
+    monkeypatch.setattr("tempfile.TemporaryFile", partial(open, "/dev/full", "r+b", buffering=0))
+    with pytest.raises(Conflict, match="No space left") as refusal:
+        register(operator, zone, RAW)
+    assert "TMPDIR" in refusal.value.remedy
+    nothing_left(Kind.VOLUME, objects)
+
+
+@pytest.mark.parametrize("fail_at", [190_000, 10_000])
+def test_nothing_is_left_when_the_client_goes_away_from_an_upload_that_waits_in_files(
+    operator, zone, objects, small_parts, monkeypatch, fail_at
+):
+    monkeypatch.setattr(uploads, "HELD", 1000)
     with pytest.raises(ConnectionResetError):
         register(operator, zone, Trickle(RAW, fail_at=fail_at))
     nothing_left(Kind.VOLUME, objects)
