@@ -221,6 +221,7 @@ WORKER_TICKS = [
     ("stores.tasks.purge_trash", 3600),
     ("stores.tasks.write_journals", 10),
     ("migration.tasks.advance_drains", 2),
+    ("migration.tasks.advance_rollbacks", 2),
     ("migration.tasks.schedule_listings", 600),
     ("migration.tasks.tend_retirements", 10),
     ("migration.tasks.purge_retired_stores", 3600),

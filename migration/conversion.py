@@ -15,11 +15,11 @@ from django.db.models import Count, Exists, F, Max, OuterRef, QuerySet, Sum, Val
 from django.utils import timezone
 
 from cloudstorage import audit, checkpoints
-from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.actors import SYSTEM, Actor, ActorRole
 from cloudstorage.errors import Blocked, Busy, Conflict
-from migration import standstill
+from migration import standstill, verify
 from migration.findings import READABLE, Finding, details_digest, fingerprint, known_findings, nfs_stores, reachable
-from migration.models import Conversion, ConversionStore, Preflight
+from migration.models import Conversion, ConversionStore, Preflight, Verification
 from migration.states import CONVERSION_TRANSITIONS, ConversionEvent, ConversionState
 from stores.models import KINDS, ImageStore, Kind, Template, TemplateStoreRef, TemplateZoneRef, Zone
 from stores.services import image_stores
@@ -66,7 +66,9 @@ class ConvertPlan:
     zones: list[dict[str, Any]]
     """zone, stores [{name, uuid, role_from, role_to, refs {kind: {count, bytes}}}], template_refs_added"""
     promised: dict[str, int]
-    """Refs added on the object store, by kind: one for each item."""
+    """Refs added on the object store, by kind: one for each item that is not proven there from an earlier conversion."""
+    reused: dict[str, int]
+    """Items, by kind, that are: they need not be moved again."""
     counted: dict[str, int]
     """NFS refs whose ref count rises by one, by kind."""
     templates_made_region_wide: int
@@ -155,7 +157,8 @@ def convert(
         if dry_run:
             steps = image_stores.test_store(actor=actor, provider=provider, url=gate.url, details=gate.details, zone=None)
             image_stores.refuse_blockers(steps, gate.url or provider)
-            return _plan(gate)
+            known = image_stores.detached_at(provider=provider, url=gate.url, details=gate.details)
+            return _plan(gate, known)
         prepared = image_stores.prepare_store(
             name=name, provider=provider, url=gate.url, details=gate.details, zone=None, role=Role.IMAGE
         )
@@ -181,8 +184,8 @@ def _pass_gate(
     stores = nfs_stores()
     accepted = list(dict.fromkeys(override))
     report, findings = _accept_preflight(preflight, details_digest(provider, clean_url, clean), stores, accepted)
-    _insist(known_findings(stores), accepted)
-    _insist([found for store in stores if (found := reachable(store))], accepted)
+    insist(known_findings(stores), accepted)
+    insist([found for store in stores if (found := reachable(store))], accepted)
     return _Gate(name, provider, clean_url, clean, stores, report, accepted, findings)
 
 
@@ -201,7 +204,7 @@ def _accept_preflight(
 ) -> tuple[Preflight | None, list[Finding]]:
     found = given or Preflight.objects.filter(details_digest=digest, finished__isnull=False, error="").first()
     if found is None:
-        _insist([_unfit("preflight-absent", "No preflight of this object store has ended.")], accepted)
+        insist([_unfit("preflight-absent", "No preflight of this object store has ended.")], accepted)
         return None, []
     if found.details_digest != digest:
         message = f"The preflight {found.uuid} is of another object store ({found.provider} {found.url})."
@@ -212,12 +215,12 @@ def _accept_preflight(
     age = timezone.now() - found.created
     if age > timedelta(seconds=settings.PREFLIGHT_MAX_AGE_SECONDS):
         hours = age.total_seconds() / 3600
-        _insist([_unfit("preflight-old", f"The preflight {found.uuid} is {hours:.0f} hours old.")], accepted)
+        insist([_unfit("preflight-old", f"The preflight {found.uuid} is {hours:.0f} hours old.")], accepted)
     if found.fingerprint != fingerprint(stores):
         message = f"Stores, zones or blockers have changed since the preflight {found.uuid}; its report no longer holds."
-        _insist([_unfit("preflight-stale", message)], accepted)
+        insist([_unfit("preflight-stale", message)], accepted)
     findings = [Finding(**(entry | {"examples": tuple(entry.get("examples", ()))})) for entry in found.report["findings"]]
-    _insist(findings, accepted)
+    insist(findings, accepted)
     return found, findings
 
 
@@ -225,7 +228,7 @@ def _unfit(code: str, message: str) -> Finding:
     return Finding(code, "blocker", message, "Run the preflight for this object store, read it, then convert.", overridable=True)
 
 
-def _insist(findings: Sequence[Finding], accepted: Sequence[str]) -> None:
+def insist(findings: Sequence[Finding], accepted: Sequence[str]) -> None:
     """Raise Blocked unless every blocker is overridable and its code accepted."""
     hard = [found for found in findings if found.severity == "blocker" and not (found.overridable and found.code in accepted)]
     if not hard:
@@ -242,16 +245,19 @@ def _insist(findings: Sequence[Finding], accepted: Sequence[str]) -> None:
 # --- the plan ------------------------------------------------------------------------------------------------------------
 
 
-def _plan(gate: _Gate) -> ConvertPlan:
+def _plan(gate: _Gate, known: ImageStore | None) -> ConvertPlan:
+    """`known`: the object store, where it was detached by an earlier roll-back."""
     refs: dict[int, dict[str, dict[str, int]]] = {store.pk: {} for store in gate.stores}
     promised: dict[str, int] = {}
+    reused: dict[str, int] = {}
     counted: dict[str, int] = {}
     for kind in KINDS:
         readable = _readable(kind, gate.stores)
         for store_id, count, size in readable.values_list("store_id").annotate(Count("id"), Sum("size")):
             refs[store_id][kind] = {"count": count, "bytes": size}
-        counted[kind] = sum(entry.get(kind, {"count": 0})["count"] for entry in refs.values())
-        promised[kind] = readable.aggregate(items=Count("item_id", distinct=True))["items"]
+        missing = readable if known is None else readable.filter(~_is_on(kind, known))
+        counted[kind], promised[kind] = missing.aggregate(n=Count("id"), items=Count("item_id", distinct=True)).values()
+        reused[kind] = _reused(kind, gate.stores, known) if known else 0
     zones = []
     templates = _readable(Kind.TEMPLATE, gate.stores).values("item_id").distinct()
     for zone in Zone.objects.order_by("id"):
@@ -277,12 +283,25 @@ def _plan(gate: _Gate) -> ConvertPlan:
         object_store={"name": gate.name, "provider": gate.provider, "url": gate.url},
         zones=zones,
         promised=promised,
+        reused=reused,
         counted=counted,
         templates_made_region_wide=Template.objects.filter(cross_zones=False, pk__in=templates).count(),
         preflight=str(gate.preflight.uuid) if gate.preflight else None,
         overridden=gate.overridden,
         findings=[asdict(found) for found in gate.findings],
     )
+
+
+def _is_on(kind: Kind, target: ImageStore) -> Exists:
+    """Whether a ref's item has a ref on the object store that was not destroyed."""
+    there = KINDS[kind].ref.objects.filter(store=target.pk, item=OuterRef("item"))
+    return Exists(there.exclude(state=RefState.DESTROYED))
+
+
+def _reused(kind: Kind, stores: Sequence[ImageStore], target: ImageStore) -> int:
+    readable = _readable(kind, stores).filter(item=OuterRef("item"))
+    there = KINDS[kind].ref.objects.filter(Exists(readable), store=target, state__in=READABLE)
+    return int(there.count())
 
 
 def _readable(kind: Kind, stores: Sequence[ImageStore]) -> QuerySet[Any]:
@@ -330,6 +349,7 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
     now = timezone.now()
     store = image_stores.save_store(prepared)
     image_stores.record_added(actor, store)
+    reused = {kind: _reused(kind, gate.stores, store) for kind in KINDS}
     conversion = Conversion.objects.create(
         object_store=store,
         preflight=gate.preflight,
@@ -350,6 +370,9 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
     ImageStore.objects.filter(pk__in=[nfs.pk for nfs in gate.stores]).update(role=Role.IMAGE_CACHE)
     Preflight.objects.exclude(sealed="").update(sealed="")
     conversion.counts = {"promised": promised, "counted": counted, "templates": templates, "zone_refs": zone_refs}
+    if any(reused.values()):  # nobody has looked after what is there while the store was detached
+        conversion.counts["reused"] = reused
+        verify.verify(actor=SYSTEM, store=store, mode=Verification.LISTING)
     conversion.save(update_fields=["counts"])
     audit.record(
         actor,
@@ -367,10 +390,9 @@ def _catch_up(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now:
     """Promise what became readable since the promises were made, and take back those whose item went; how many more it makes."""
     refs = KINDS[kind].ref.objects
     readable = _readable(kind, stores)
-    gone = refs.filter(~Exists(readable.filter(item=OuterRef("item"))), store=target)
+    gone = refs.filter(~Exists(readable.filter(item=OuterRef("item"))), store=target, state=RefState.PROMISED)
     taken_back: int = gone._raw_delete(gone.db)  # noqa: SLF001 - nothing refers to these rows yet
-    late = readable.filter(~Exists(refs.filter(item=OuterRef("item"), store=target)))
-    return _promise_all(kind, late, target, now) - taken_back
+    return _promise(kind, stores, target, now) - taken_back
 
 
 def _hold_still(gate: _Gate, conversion: Conversion) -> tuple[list[int], int]:
@@ -402,23 +424,18 @@ def _make_region_wide(stores: Sequence[ImageStore], conversion: Conversion) -> i
 
 
 def _count(kind: Kind, stores: Sequence[ImageStore], staging: Sequence[int], target: ImageStore) -> int:
-    """Raise the count of every copy of a promised item: all on the converted stores, and what was staged before."""
-    counted: int = _readable(kind, stores).update(ref_cnt=F("ref_cnt") + 1)
-    if staging:
-        refs = KINDS[kind].ref.objects
-        promised = refs.filter(store=target, item=OuterRef("item"))
-        staged = refs.filter(Exists(promised), store__in=staging, state__in=READABLE)
-        counted += staged.update(ref_cnt=F("ref_cnt") + 1)
-    return counted
+    """Raise the count of every copy of a promised item, on the converted stores and where it was staged before."""
+    refs = KINDS[kind].ref.objects
+    promised = refs.filter(store=target, item=OuterRef("item"), state=RefState.PROMISED)
+    copies = refs.filter(Exists(promised), store__in=[*(store.pk for store in stores), *staging], state__in=READABLE)
+    return int(copies.update(ref_cnt=F("ref_cnt") + 1))
 
 
 def _promise(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: datetime) -> int:
-    """One Promised ref on the target for each readable item. The size is that of the largest copy: zones' copies can differ."""
-    return _promise_all(kind, _readable(kind, stores), target, now)
-
-
-def _promise_all(kind: Kind, copies: QuerySet[Any], target: ImageStore, now: datetime) -> int:
-    items = copies.values("item_id").annotate(content=Max("size"))
+    """One Promised ref on the target for each readable item that has none there. The size is that of the largest copy: zones'
+    copies can differ."""
+    missing = _readable(kind, stores).filter(~_is_on(kind, target))
+    items = missing.values("item_id").annotate(content=Max("size"))
     values = {"item": F("item_id"), "store": target.pk, "state": RefState.PROMISED, "size": F("content")}
     return _insert_select(KINDS[kind].ref, items, values | {"created": now, "updated": now})
 
@@ -427,7 +444,8 @@ def _show_in_all_zones(conversion: Conversion, store: ImageStore, now: datetime)
     added = 0
     for zone in Zone.objects.order_by("id"):
         shown = TemplateZoneRef.objects.filter(zone=zone, template=OuterRef("item_id"), removed=None)
-        hidden = TemplateStoreRef.objects.filter(~Exists(shown), store=store).order_by()
+        there = TemplateStoreRef.objects.filter(store=store, state__in=[RefState.PROMISED, *READABLE])
+        hidden = there.filter(~Exists(shown)).order_by()
         values = {"zone": zone.pk, "template": F("item_id"), "created": now, "added_by": conversion.uuid}
         # Somebody may show a template in the zone at the same moment; then it is shown, which is all that is wanted.
         added += _insert_select(TemplateZoneRef, hidden, values, or_nothing=True)

@@ -51,10 +51,7 @@ def plan(
     Raises Conflict while another drain of the conversion is live, or when the conversion is not open.
     """
     with audited(actor, ActorRole.OPERATOR, "drain.plan", f"conversion:{conversion.uuid}"):
-        if conversion.state not in {ConversionState.CONVERTED, ConversionState.COMMITTED}:
-            raise Conflict(
-                f"The conversion is {conversion.state}; there is nothing to drain.", remedy="Convert the region first."
-            )
+        _refuse_ended(conversion)
         if live := _live_drains(conversion).first():
             raise Conflict(
                 f"Drain {live.uuid} of this conversion is {live.state}.", remedy="Go on with it, or cancel it and plan again."
@@ -69,6 +66,13 @@ def plan(
             _choose_canary(batch, canary_items)
         record(actor, "drain.plan", f"drain:{drain.uuid}", transfers=planned, **limits)
         return drain
+
+
+def _refuse_ended(conversion: Conversion) -> None:
+    """The row is locked: a roll-back that begins at this moment sees the drain, or is seen here."""
+    state = Conversion.objects.select_for_update().values_list("state", flat=True).get(pk=conversion.pk)
+    if state not in {ConversionState.CONVERTED, ConversionState.COMMITTED}:
+        raise Conflict(f"The conversion is {state}; there is nothing to drain.", remedy="Convert the region first.")
 
 
 def _live_drains(conversion: Conversion) -> Any:
@@ -128,9 +132,20 @@ def cancel(*, actor: Actor, drain: Drain) -> Drain:
     return drain
 
 
+def end_for_rollback(conversion: Conversion) -> int:
+    """Cancel what still moves items to the object store, inside the caller's transaction; returns how many drains."""
+    ended = list(_live_drains(conversion))
+    for drain in ended:
+        _advance_state(drain, DrainEvent.CANCEL, note="cancelled by the roll-back", finished_at=timezone.now())
+        TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
+        transfers.cancel_live(Transfer.objects.filter(batch=drain.batch_id))
+    return len(ended)
+
+
 def retry_failed(*, actor: Actor, drain: Drain) -> int:
     """Try what failed again; returns how many. Raises Conflict where the drain's state does not allow it."""
     with audited(actor, ActorRole.OPERATOR, "drain.retry", f"drain:{drain.uuid}"):
+        _refuse_ended(drain.conversion)
         if live := _live_drains(drain.conversion).exclude(pk=drain.pk).first():
             raise Conflict(f"Drain {live.uuid} of this conversion is {live.state}.", remedy="It takes up what failed before.")
         drain = _advance_state(drain, DrainEvent.RETRY, finished_at=None)
@@ -316,14 +331,14 @@ def _sample(drain: Drain, *, force: bool = False) -> None:
     now = timezone.now()
     if not force and last is not None and (now - last.at).total_seconds() < _SAMPLE_SECONDS:
         return
-    totals = _totals(Transfer.objects.filter(batch=drain.batch_id))
+    now_at = totals(Transfer.objects.filter(batch=drain.batch_id))
     DrainSample.objects.create(
         drain=drain,
         at=now,
-        items_proven=totals.items.get(TransferState.PROVEN, 0),
-        bytes_proven=totals.bytes_proven,
-        bytes_copied=totals.bytes_copied,
-        running=totals.items.get(TransferState.RUNNING, 0),
+        items_proven=now_at.items.get(TransferState.PROVEN, 0),
+        bytes_proven=now_at.bytes_proven,
+        bytes_copied=now_at.bytes_copied,
+        running=now_at.items.get(TransferState.RUNNING, 0),
     )
     if last is not None and last.pk % 500 == 0:
         _thin_out(drain)
@@ -340,14 +355,17 @@ def _thin_out(drain: Drain) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Totals:
+class Totals:
+    """How far some transfers are."""
+
     items: dict[str, int]
     bytes_total: int
     bytes_proven: int
     bytes_copied: int
 
 
-def _totals(rows: Any) -> _Totals:
+def totals(rows: Any) -> Totals:
+    """Items by state and bytes of some transfers, in one query."""
     items: dict[str, int] = {}
     total = proven = copied = 0
     for row in rows.values("state").annotate(n=Count("pk"), total=Sum("bytes_total"), done=Sum("bytes_done")).order_by():
@@ -359,7 +377,7 @@ def _totals(rows: Any) -> _Totals:
             proven += row["total"] or 0
         elif row["state"] != TransferState.FAILED:
             copied += row["done"] or 0
-    return _Totals(items, total, proven, copied)
+    return Totals(items, total, proven, copied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,22 +406,22 @@ def progress(drain: Drain) -> Progress:
     """Everything a live page shows, in a fixed number of queries."""
     drain.refresh_from_db()
     rows = Transfer.objects.filter(batch=drain.batch_id)
-    totals = _totals(rows)
+    found = totals(rows)
     samples = list(DrainSample.objects.filter(drain=drain).order_by("-id")[:120])
-    remaining = totals.bytes_total - totals.bytes_proven - totals.bytes_copied
+    remaining = found.bytes_total - found.bytes_proven - found.bytes_copied
     rate, low, high = _rates(samples)
     running = _running(rows)
-    left = totals.bytes_total - totals.bytes_proven
+    left = found.bytes_total - found.bytes_proven
     moving = drain.state in {DrainState.CANARY, DrainState.RUNNING} and left > 0
-    items = {str(state): totals.items.get(state, 0) for state in TransferState}
+    items = {str(state): found.items.get(state, 0) for state in TransferState}
     items["total"] = sum(items.values()) - items[TransferState.CANCELLED]
     return Progress(
         state=drain.state,
         note=drain.note,
         allowed=allowed_events(DRAIN_TRANSITIONS, DrainState(drain.state)),
         items={name.lower(): count for name, count in items.items()},
-        bytes={"total": totals.bytes_total, "proven": totals.bytes_proven, "copied": totals.bytes_copied, "remaining": remaining},
-        percent=round(100 * totals.bytes_proven / totals.bytes_total, 1) if totals.bytes_total else 100.0,
+        bytes={"total": found.bytes_total, "proven": found.bytes_proven, "copied": found.bytes_copied, "remaining": remaining},
+        percent=round(100 * found.bytes_proven / found.bytes_total, 1) if found.bytes_total else 100.0,
         rate=rate if moving else 0.0,
         eta_low=left / high if moving and high else None,
         eta_high=left / low if moving and low else None,
@@ -534,6 +552,7 @@ __all__ = [
     "Progress",
     "advance",
     "cancel",
+    "end_for_rollback",
     "expected_end",
     "history",
     "live_drains",
@@ -544,4 +563,5 @@ __all__ = [
     "retry_failed",
     "set_limits",
     "start",
+    "totals",
 ]

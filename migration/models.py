@@ -95,6 +95,38 @@ class ConversionStore(models.Model):
         return f"store {self.store_id} before conversion {self.conversion_id}"
 
 
+class Rollback(models.Model):
+    """The way back to NFS of a conversion: its batch brings home what is on the object store only. How far it is, is the state of
+    the conversion; one that was abandoned has ended and left the conversion as it was."""
+
+    id = models.BigAutoField(primary_key=True)
+    uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    conversion = models.ForeignKey(Conversion, on_delete=models.PROTECT, related_name="rollbacks")
+    batch = models.OneToOneField(TransferBatch, on_delete=models.PROTECT, related_name="rollback")
+    actor = models.CharField(max_length=255)
+    overrides = models.JSONField(default=list, blank=True)
+    """Codes of the blockers that the operator overrode."""
+    created = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    former_readonly = models.BooleanField(default=False)
+    """Whether the object store took no new items before the roll-back did."""
+    closing = models.BooleanField(default=False)
+    """All but the newest is home, so the object store takes no new items until the switch."""
+    note = models.TextField(blank=True, default="")
+    """What it waits for, or how it ended, for people."""
+    advancing_until = models.DateTimeField(null=True, blank=True)
+    """One worker at a time plans, looks and switches."""
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["conversion"], condition=Q(ended_at=None), name="rollback_one_live"),
+        ]
+
+    def __str__(self) -> str:
+        return f"rollback {self.uuid} of conversion {self.conversion_id}"
+
+
 class Drain(models.Model):
     """Moving every item off the staging stores in the background; its transfers are those of its batch."""
 

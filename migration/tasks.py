@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from cloudstorage.errors import Conflict
-from migration import decommission, drain, preflight, verify
+from migration import decommission, drain, preflight, rollback, verify
 from migration.models import Decommission, Verification
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,17 @@ def advance_drains() -> None:
             log.exception("drain %s could not be advanced; its next turn comes by itself", row.uuid)
     verify.resume_abandoned()
     preflight.wake_forgotten()
+
+
+def advance_rollbacks() -> None:
+    """One turn of the clock for the roll-back that is under way."""
+    for row in rollback.live_rollbacks():
+        try:
+            rollback.advance(row)
+        except Conflict as error:
+            log.info("roll-back %s was changed by somebody in this moment: %s", row.uuid, error.message)
+        except Exception:
+            log.exception("roll-back %s could not be advanced; its next turn comes by itself", row.uuid)
 
 
 def run_verification(number: int) -> None:

@@ -78,6 +78,7 @@ def keep_house() -> None:
     """What needs only the database: lapsed leases and holds, freed children, items that nobody finished."""
     if expired := transfers.expire_leases():
         log.warning("%s transfers were queued again: the lease of their worker had lapsed", expired)
+    transfers.cancel_unattached()
     transfers.unblock_ready()
     holds.expire_holds()
     items.give_up_unfinished()
@@ -100,7 +101,7 @@ def clean_up() -> None:
 def reap() -> None:
     """Uploads that no row knows and what dead probes left, store by store; one that does not answer does not keep the others from
     being looked at."""
-    for store in ImageStore.objects.filter(state=StoreState.ATTACHED, removed=None).exclude(pk__in=_dark()):
+    for store in ImageStore.objects.exclude(state=StoreState.REMOVED).exclude(pk__in=_dark()):
         try:
             worker.reap_uploads(store)
             worker.reap_probes(store)
@@ -122,7 +123,7 @@ def purge_trash() -> None:
 
 def write_journals() -> None:
     """Tell each object store what it holds, so that it can be understood without the database."""
-    for store in ImageStore.objects.filter(state=StoreState.ATTACHED, scope="REGION", removed=None):
+    for store in ImageStore.objects.filter(scope="REGION").exclude(state=StoreState.REMOVED):
         try:
             journal.write(store)
         except Exception:

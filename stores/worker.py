@@ -606,7 +606,7 @@ def sweep(*, limit: int = 100, avoid_stores: Collection[int] = ()) -> int:
     """
     swept = 0
     ended = Transfer.objects.filter(state__in=[TransferState.CANCELLED, TransferState.FAILED], swept=False)
-    ended = ended.filter(target__state=StoreState.ATTACHED).exclude(target__in=avoid_stores)
+    ended = ended.exclude(target__state=StoreState.REMOVED).exclude(target__in=avoid_stores)
     # In any order: what fails again and again does not keep the rest waiting.
     for transfer in ended.order_by("?").select_related("target", "source").prefetch_related("uploads")[:limit]:
         if not transfers.lease_for_sweep(transfer):

@@ -120,6 +120,11 @@ def keep_promises(kind: Kind, item_ids: Collection[int]) -> None:
         _settle(kind, refs)
 
 
+def settle_all(kind: Kind) -> None:
+    """Bring every count of a kind in line after many promises ended, for a caller that lets nobody else change a ref."""
+    _settle(kind, KINDS[kind].ref.objects.filter(ref_cnt__gt=0))
+
+
 def recount(*, repair: bool = False) -> list[Mismatch]:
     """Compare every kept count with holds and promises (I10); with `repair`, mend what differs."""
     found: list[Mismatch] = []

@@ -41,6 +41,8 @@ from stores.services.probing import probe_in_time, within
 from stores.states import LIVE_REF_STATES, LIVE_TRANSFER_STATES, STORE_TRANSITIONS, Role, StoreEvent, StoreState, sources
 
 _UNSET: Any = object()
+_AWAY = (StoreState.DETACHED, StoreState.REMOVED)
+"""States from which a place is taken into use again."""
 
 # --- drivers ---------------------------------------------------------------------------------------------------------------
 
@@ -176,7 +178,7 @@ def check_new_store(
     chosen = _name(driver, name, clean_url, clean)
     if len(chosen) > 255:
         raise Invalid("The name is longer than 255 characters.", remedy="Choose a shorter name.", field="name")
-    if ImageStore.objects.filter(name=chosen, removed=None).exists():
+    if ImageStore.objects.filter(name=chosen, removed=None).exclude(state=StoreState.DETACHED).exists():
         raise Conflict(f"There is already a store called {chosen!r}.", remedy="Choose another name.", field="name")
     return clean_url, clean
 
@@ -284,12 +286,14 @@ def prepare_store(
     trial = driver(_config(url, details, store_uuid))
     steps = _probe(trial)
     refuse_blockers(steps, trial.display_url)
+    chosen = _name(driver, name, url, details)
+    _refuse_name_of_another(chosen, store_uuid)
     with store_errors(field="url"):
         trial.claim()
     facts = facts_of(steps)
     store = ImageStore(
         uuid=store_uuid,
-        name=_name(driver, name, url, details),
+        name=chosen,
         image_provider_name=provider,
         protocol=trial.protocol,
         url=url,
@@ -304,7 +308,7 @@ def prepare_store(
 def save_store(prepared: tuple[ImageStore, Mapping[str, str]]) -> ImageStore:
     """Save what `prepare_store` made, inside the caller's transaction; Conflict when somebody was faster."""
     store, details = prepared
-    former = ImageStore.objects.filter(uuid=store.uuid, state=StoreState.REMOVED).values_list("pk", "created").first()
+    former = ImageStore.objects.filter(uuid=store.uuid, state__in=_AWAY).values_list("pk", "created").first()
     if former is not None:  # the same place once more: it goes on under the row that its marker names
         store.pk, store.created = former
         ImageStoreDetail.objects.filter(store_id=store.pk).delete()
@@ -316,6 +320,19 @@ def save_store(prepared: tuple[ImageStore, Mapping[str, str]]) -> ImageStore:
         raise Conflict(message, remedy="Look at the list of stores; choose another name or place.", field="name") from error
     _save_details(store, details)
     return store
+
+
+def _refuse_name_of_another(name: str, store_uuid: uuid.UUID) -> None:
+    """A detached store keeps its name, which only the same place may take up again."""
+    if ImageStore.objects.filter(name=name, removed=None).exclude(uuid=store_uuid).exists():
+        message = f"There is already a store called {name!r}, of another place."
+        raise Conflict(message, remedy="Choose another name.", field="name")
+
+
+def detached_at(*, provider: str, url: str, details: Mapping[str, str]) -> ImageStore | None:
+    """The detached store at this place, by the marker there: it would be attached again, with what is proven on it."""
+    store_uuid = _identify(driver_class(provider), url, details)
+    return ImageStore.objects.filter(uuid=store_uuid, state=StoreState.DETACHED).first()
 
 
 def record_added(actor: Actor, store: ImageStore) -> None:
@@ -350,7 +367,7 @@ def _identify(driver: type[StoreDriver], url: str, details: Mapping[str, str]) -
             raise Conflict(
                 message, remedy="Look at the marker by hand; remove it if no store is kept there.", field="url"
             ) from None
-    used = ImageStore.objects.filter(uuid=store_uuid).exclude(state=StoreState.REMOVED).first()
+    used = ImageStore.objects.filter(uuid=store_uuid).exclude(state__in=_AWAY).first()
     if used is not None:
         message = f"{trial.display_url} is already the store {used.name!r} of this cloud."
         raise Conflict(message, remedy="Use that store, or give the new one a place of its own.", field="url")

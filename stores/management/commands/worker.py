@@ -68,7 +68,7 @@ class _Reach:
         self._checks: dict[int, tuple[threading.Thread, float]] = {}
 
     def check_all(self) -> None:
-        for store in ImageStore.objects.filter(state=StoreState.ATTACHED, removed=None):
+        for store in ImageStore.objects.exclude(state=StoreState.REMOVED):
             thread, started = self._checks.get(store.pk, (None, 0.0))
             if thread is not None and thread.is_alive():
                 if time.monotonic() - started > _REACH_TIMEOUT:

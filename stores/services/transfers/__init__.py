@@ -2,6 +2,7 @@
 
 from stores.services.transfers.endings import (
     cancel_live,
+    cancel_unattached,
     end_sweep,
     errors_by_cause,
     fail,
@@ -12,7 +13,7 @@ from stores.services.transfers.endings import (
 )
 from stores.services.transfers.jobs import BACKGROUND, MAX_ATTEMPTS, ON_DEMAND, PUMP, READABLE, Job, install_path_on
 from stores.services.transfers.leases import Lease, claim, expire_leases, release, renew, waits_for
-from stores.services.transfers.planning import ensure, plan_batch, retry, unblock_ready
+from stores.services.transfers.planning import Wanted, ensure, plan_batch, plan_copies, retry, unblock_ready
 from stores.services.transfers.shares import open_batch, pumps_at_work
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "READABLE",
     "Job",
     "Lease",
+    "Wanted",
     "cancel_live",
+    "cancel_unattached",
     "claim",
     "end_sweep",
     "ensure",
@@ -35,6 +38,7 @@ __all__ = [
     "mark_unswept",
     "open_batch",
     "plan_batch",
+    "plan_copies",
     "prove",
     "pumps_at_work",
     "release",

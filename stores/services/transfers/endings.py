@@ -28,6 +28,7 @@ from stores.states import (
     Proof,
     RefEvent,
     RefState,
+    StoreState,
     TransferEvent,
     TransferState,
     next_state,
@@ -253,6 +254,12 @@ def cancel_live(transfers: QuerySet[Transfer]) -> int:
         worker=None,
         lease_until=Case(When(state=TransferState.FAILED, then=F("lease_until")), default=None),  # the lease of a sweep
     )
+
+
+def cancel_unattached() -> int:
+    """Cancel what was asked for in the moment in which one of its stores was detached: no worker would ever claim it."""
+    away = Q(source__state=StoreState.DETACHED) | Q(target__state=StoreState.DETACHED)
+    return cancel_live(Transfer.objects.filter(away))
 
 
 def lease_for_sweep(transfer: Transfer) -> bool:

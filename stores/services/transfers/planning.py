@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
@@ -192,6 +193,85 @@ def plan_batch(batch: TransferBatch, target: ImageStore) -> int:
             pending.clear()
     _link_parents(target)
     return planned
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A copy that somebody wants: of the item's ref `source_ref_id`, on the store `target_id`."""
+
+    kind: Kind
+    item_id: int
+    source_id: int
+    source_ref_id: int
+    target_id: int
+    size: int
+    depth: int
+
+
+def plan_copies(batch: TransferBatch, wanted: Sequence[Wanted]) -> int:
+    """Create a transfer for each wanted copy that is not there and not under way; returns how many. What failed in this batch
+    waits for its retry. A chain's members are Blocked behind their parent's transfer to the same store, which is planned before.
+    """
+    planned = 0
+    groups: dict[tuple[Kind, int], list[Wanted]] = defaultdict(list)
+    for copy in wanted:
+        groups[copy.kind, copy.target_id].append(copy)
+    for (kind, target_id), group in groups.items():
+        with transaction.atomic():
+            planned += _plan_group(batch, kind, target_id, group)
+    if planned:
+        wake(PUMP)
+    return planned
+
+
+def _plan_group(batch: TransferBatch, kind: Kind, target_id: int, group: Sequence[Wanted]) -> int:
+    models = KINDS[kind]
+    ids = [copy.item_id for copy in group]
+    # Whoever deletes one of these items comes before, and it is left out, or after, and finds what is made here.
+    locked = models.item.objects.select_for_update(no_key=True).filter(pk__in=ids, removed=None).order_by("pk")
+    living = set(locked.values_list("pk", flat=True))
+    readable = models.ref.objects.filter(pk__in=[copy.source_ref_id for copy in group], state__in=READABLE)
+    sources_left = set(readable.values_list("pk", flat=True))
+    handled = Q(state__in=LIVE_TRANSFER_STATES) | Q(state=TransferState.FAILED, batch=batch)
+    there = Transfer.objects.filter(handled, kind=kind, target=target_id, item_id__in=ids)
+    busy = set(there.values_list("item_id", flat=True))
+    refs = models.ref.objects.filter(store=target_id, item_id__in=ids).exclude(state=RefState.DESTROYED)
+    known = {item_id: (pk, state) for item_id, pk, state in refs.values_list("item_id", "pk", "state")}
+    begin = {RefState.ALLOCATED, RefState.FAILED, RefState.CREATING}
+    chosen = [
+        copy
+        for copy in group
+        if copy.item_id in living
+        and copy.source_ref_id in sources_left
+        and copy.item_id not in busy
+        and (copy.item_id not in known or known[copy.item_id][1] in begin)
+    ]
+    again = [known[copy.item_id][0] for copy in chosen if copy.item_id in known]
+    models.ref.objects.filter(pk__in=again).update(state=RefState.CREATING, updated=Now())
+    new = [copy for copy in chosen if copy.item_id not in known]
+    made = models.ref.objects.bulk_create(
+        models.ref(store_id=target_id, item_id=copy.item_id, state=RefState.CREATING) for copy in new
+    )
+    ref_ids = {item_id: pk for item_id, (pk, _) in known.items()} | {ref.item_id: ref.pk for ref in made}
+    Transfer.objects.bulk_create(
+        Transfer(
+            kind=kind,
+            item_id=copy.item_id,
+            source_id=copy.source_id,
+            target_id=target_id,
+            source_ref_id=copy.source_ref_id,
+            target_ref_id=ref_ids[copy.item_id],
+            batch=batch,
+            depth=copy.depth,
+            priority=BACKGROUND,
+            state=TransferState.BLOCKED if copy.depth else TransferState.QUEUED,
+            bytes_total=copy.size,
+        )
+        for copy in chosen
+    )
+    if kind == Kind.SNAPSHOT:
+        _link_parents(ImageStore.objects.get(pk=target_id))
+    return len(chosen)
 
 
 def _source_refs(ref_model: Any, item_ids: Collection[int], target: ImageStore) -> dict[int, tuple[int, int, int]]:

@@ -1,0 +1,388 @@
+"""What a roll-back has to bring home: which items, to which exports, how much and how long, and what cannot go."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models.functions import Now
+
+from migration.findings import EXAMPLES, READABLE, Finding, reachable
+from migration.models import Conversion, Drain
+from migration.states import DrainState
+from stores.drivers.errors import StoreError
+from stores.models import KINDS, Hold, ImageStore, Kind, TemplateZoneRef, Transfer, Volume
+from stores.services.image_stores import driver_for
+from stores.services.probing import within
+from stores.services.scan.rows import CHANGED, MISSING
+from stores.services.transfers import Wanted
+from stores.states import Proof, RefState, StoreState, TransferState
+
+CHUNK = 2000
+STREAMS = 8
+CHECK_SECONDS = 30.0
+RATE_SAMPLE = 200
+"""Finished copies whose speed an estimate is made from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stranded:
+    """An item whose bytes cannot be brought home, and why."""
+
+    kind: str
+    id: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackPlan:
+    """What a roll-back would do, as the rows and the exports are now."""
+
+    object_store: str
+    ends: str
+    """What a roll-back means, in some sentences."""
+    home: dict[str, dict[str, int]]
+    """kind -> items, bytes: copies that have to be brought home."""
+    exports: Sequence[dict[str, Any]]
+    """name, zone, items, bytes, free (None: not known), enough."""
+    time: dict[str, Any]
+    """low_seconds, high_seconds (None: nothing to base them on), basis."""
+    born: dict[str, int]
+    """kind -> items made since the conversion."""
+    deleted: dict[str, int]
+    """kind -> items deleted since the conversion; they stay deleted."""
+    promised: dict[str, int]
+    """kind -> promises that are taken back: these items never left NFS."""
+    kept: dict[str, int]
+    """kind -> proven copies that stay on the detached object store, to be used again by a later conversion."""
+    being_written: int
+    """Items that are being written to the object store now; the switch waits for them."""
+    stranded: Sequence[Stranded]
+    """Examples of what cannot go home."""
+    stranded_count: int
+    findings: Sequence[Finding]
+
+
+@dataclass(slots=True)
+class _Export:
+    store: ImageStore
+    free: int | None
+    items: int = 0
+    bytes: int = 0
+
+    @property
+    def left(self) -> float:
+        return float("inf") if self.free is None else self.free - self.bytes
+
+
+@dataclass(slots=True)
+class Homes:
+    """The exports that a conversion made staging stores, and how much each is to take."""
+
+    conversion: Conversion
+    exports: dict[int, _Export]
+    zones: dict[int, list[_Export]] = field(default_factory=lambda: defaultdict(list))
+    going: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Snapshots with children that also go home -> the stores that they go to."""
+
+    def best(self, zone_id: int, size: int) -> _Export:
+        """Of a zone's exports one that may be written to, with the most space left."""
+        chosen = max(self.zones[zone_id], key=lambda export: (not export.store.readonly, export.left, -export.store.pk))
+        return self.put(chosen, size)
+
+    @staticmethod
+    def put(export: _Export, size: int) -> _Export:
+        export.items += 1
+        export.bytes += size
+        return export
+
+
+def homes_of(conversion: Conversion, *, measure: bool = False) -> Homes:
+    """The exports that are still there; `measure` asks each how much space it has."""
+    stores = ImageStore.objects.filter(conversion_stores__conversion=conversion, state=StoreState.ATTACHED)
+    homes = Homes(conversion, {})
+    for store in stores.select_related("zone").order_by("pk"):
+        export = homes.exports[store.pk] = _Export(store, _free(store) if measure else _known_free(store))
+        homes.zones[store.zone_id or 0].append(export)
+    return homes
+
+
+def _free(store: ImageStore) -> int | None:
+    try:
+        return within(CHECK_SECONDS, store.name, driver_for(store).free_bytes)
+    except StoreError:
+        return None  # `reachable` tells why
+
+
+def _known_free(store: ImageStore) -> int | None:
+    if store.total_size is None or store.used_bytes is None:
+        return None
+    return store.total_size - store.used_bytes
+
+
+# --- which items, and where to ---------------------------------------------------------------------------------------------
+
+
+def returning(homes: Homes) -> Iterator[tuple[list[Wanted], list[Stranded]]]:
+    """What has to come home, some at a time, parents before children; with what cannot.
+
+    An item that an export has from before, or by a scan, is at home. Any other goes to its zone: that of its origin, else its
+    volume's; a template to every zone that lists it; what tells no zone, to all.
+    """
+    for kind in KINDS:
+        order = ["item__depth", "pk"] if kind == Kind.SNAPSHOT else ["pk"]
+        rows = _away(kind, homes).select_related("item").order_by(*order)
+        chunk: list[Any] = []
+        for ref in rows.iterator(chunk_size=CHUNK):
+            # A chunk ends with its generation, for children look for where their parents go.
+            if chunk and (len(chunk) == CHUNK or _depth(chunk[0]) != _depth(ref)):
+                yield _place(kind, chunk, homes)
+                chunk = []
+            chunk.append(ref)
+        if chunk:
+            yield _place(kind, chunk, homes)
+
+
+def _depth(ref: Any) -> int:
+    return int(getattr(ref.item, "depth", 0))
+
+
+def _away(kind: Kind, homes: Homes) -> QuerySet[Any]:
+    """Refs on the object store of items that no export has from before."""
+    refs = KINDS[kind].ref.objects
+    before = Q(created__lte=homes.conversion.converted_at) | Q(proof=Proof.ADOPTED)
+    original = refs.filter(before, item=OuterRef("item"), store__in=list(homes.exports), state__in=READABLE)
+    away: QuerySet[Any] = refs.filter(~Exists(original), store=homes.conversion.object_store, state__in=READABLE)
+    return away
+
+
+def homeless(homes: Homes) -> bool:
+    """Whether the object store has anything that no export has: what may never be so when it is detached."""
+    for models in KINDS.values():
+        at_home = models.ref.objects.filter(item=OuterRef("item"), store__in=list(homes.exports), state__in=READABLE)
+        there = models.ref.objects.filter(store=homes.conversion.object_store, state__in=READABLE)
+        if there.filter(~Exists(at_home)).exists():
+            return True
+    return False
+
+
+def being_written(conversion: Conversion) -> int:
+    """Items on their way to the object store whose writers live."""
+    count = 0
+    for kind, models in KINDS.items():
+        held = Hold.objects.filter(kind=kind, ref_id=OuterRef("pk"), reason="write").exclude(expires__lt=Now())
+        count += models.ref.objects.filter(Exists(held), store=conversion.object_store, state=RefState.CREATING).count()
+    return count
+
+
+def _place(kind: Kind, refs: Sequence[Any], homes: Homes) -> tuple[list[Wanted], list[Stranded]]:
+    zones = _zones(kind, refs, homes)
+    stores = _present(kind, [ref.item_id for ref in refs], homes)
+    parents = _parents(refs, homes) if kind == Kind.SNAPSHOT else {}
+    wanted: list[Wanted] = []
+    stranded: list[Stranded] = []
+    for ref in refs:
+        parent_id = getattr(ref.item, "parent_id", None)
+        own = [zone for zone in zones[ref.item_id] or list(homes.zones) if zone in homes.zones]
+        if parent_id is not None:
+            targets, reason = _beside(parents.get(parent_id, ()), own, homes)
+        else:
+            taken = stores[ref.item_id]
+            missing = [zone for zone in own if not any(export.store.pk in taken for export in homes.zones[zone])]
+            targets = [homes.best(zone, ref.size).store.pk for zone in missing]
+            reason = "" if own else "None of its zones has an export to go back to."
+        if reason:
+            stranded.append(Stranded(str(kind), str(ref.item.uuid), ref.item.name, reason))
+            continue
+        new = [target for target in targets if target not in stores[ref.item_id]]
+        if parent_id is not None:
+            for target in new:
+                homes.put(homes.exports[target], ref.size)
+        if kind == Kind.SNAPSHOT:
+            homes.going[ref.item_id] = (*stores[ref.item_id], *new)
+        wanted += [Wanted(kind, ref.item_id, ref.store_id, ref.pk, target, ref.size, _depth(ref)) for target in new]
+    return wanted, stranded
+
+
+def _beside(parent: Sequence[int], own: Sequence[int], homes: Homes) -> tuple[list[int], str]:
+    """A child goes where its parent is: in its own zone if it is there, else to one other."""
+    if not parent:
+        return [], "The snapshot that it builds on cannot be read on any export."
+    near = [store_id for store_id in parent if homes.exports[store_id].store.zone_id in own]
+    return (near or list(parent))[:1], ""
+
+
+def _zones(kind: Kind, refs: Sequence[Any], homes: Homes) -> Mapping[int, list[int]]:
+    found: dict[int, list[int]] = {ref.item_id: [] for ref in refs}
+    if kind == Kind.TEMPLATE:
+        listed = TemplateZoneRef.objects.filter(template__in=found, removed=None).order_by("zone_id")
+        own = listed.filter(Q(added_by=None) | ~Q(added_by=homes.conversion.uuid))
+        for template_id, zone_id in own.values_list("template_id", "zone_id"):
+            found[template_id].append(zone_id)
+        return found
+    for ref in refs:
+        if ref.item.zone_id is not None:
+            found[ref.item_id].append(ref.item.zone_id)
+    unknown = [ref.item for ref in refs if kind == Kind.SNAPSHOT and ref.item.zone_id is None]
+    if unknown:
+        volumes = Volume.objects.filter(removed=None, upstream_id__in=[item.volume_upstream_id for item in unknown])
+        rows = volumes.exclude(zone=None).values_list("account_id", "upstream_id", "zone_id")
+        of_volume = {(account, number): (zone_id,) for account, number, zone_id in rows}
+        for item in unknown:
+            found[item.pk] += of_volume.get((item.account_id, item.volume_upstream_id), ())
+    return found
+
+
+def _present(kind: Kind, item_ids: Sequence[int], homes: Homes) -> Mapping[int, list[int]]:
+    """Item -> the exports that have it (staged, or brought home before)."""
+    found: dict[int, list[int]] = {item_id: [] for item_id in item_ids}
+    refs = KINDS[kind].ref.objects.filter(item_id__in=item_ids, store__in=list(homes.exports), state__in=READABLE)
+    for item_id, store_id in refs.order_by("pk").values_list("item_id", "store_id"):
+        found[item_id].append(store_id)
+    return found
+
+
+def _parents(refs: Sequence[Any], homes: Homes) -> dict[int, tuple[int, ...]]:
+    """Parent -> the exports on which it is, or will be."""
+    ids = {ref.item.parent_id for ref in refs if ref.item.parent_id is not None}
+    unknown = [parent_id for parent_id in ids if parent_id not in homes.going]
+    present = _present(Kind.SNAPSHOT, unknown, homes)
+    return {parent_id: homes.going.get(parent_id) or tuple(present.get(parent_id, ())) for parent_id in ids}
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------------
+
+
+def survey(conversion: Conversion) -> RollbackPlan:
+    """The whole plan; asks the exports for their space, and writes nothing."""
+    homes = homes_of(conversion, measure=True)
+    home = {str(kind): {"items": 0, "bytes": 0} for kind in KINDS}
+    examples: list[Stranded] = []
+    stranded = 0
+    for wanted, left in returning(homes):
+        for copy in wanted:
+            home[copy.kind]["items"] += 1
+            home[copy.kind]["bytes"] += copy.size
+        stranded += len(left)
+        examples += left[: max(0, 20 - len(examples))]
+    target = conversion.object_store
+    size = sum(entry["bytes"] for entry in home.values())
+    writing = being_written(conversion)
+    since = conversion.converted_at
+    return RollbackPlan(
+        object_store=target.name,
+        ends=f"The region goes back to NFS: what is only on {target.name} is copied home and proven, then the exports are its"
+        f" secondary storage again. {target.name} stays as it is, detached; nothing on it is deleted, and what is proven there"
+        " can be used again by a later conversion. What was deleted since the conversion stays deleted. While the last items"
+        " come home, new ones are refused for that short time.",
+        home=home,
+        exports=[_export_row(export) for export in homes.exports.values()],
+        time=_time(target, size, sum(entry["items"] for entry in home.values())),
+        born={str(kind): _away(kind, homes).count() for kind in KINDS},
+        deleted={str(kind): models.item.objects.filter(removed__gt=since).count() for kind, models in KINDS.items()},
+        promised=_on(target, [RefState.PROMISED]),
+        kept=_on(target, list(READABLE)),
+        being_written=writing,
+        stranded=examples,
+        stranded_count=stranded,
+        findings=list(_findings(conversion, homes, size, stranded, examples, writing)),
+    )
+
+
+def _on(store: ImageStore, states: list[RefState]) -> dict[str, int]:
+    return {str(kind): models.ref.objects.filter(store=store, state__in=states).count() for kind, models in KINDS.items()}
+
+
+def _export_row(export: _Export) -> dict[str, Any]:
+    store = export.store
+    zone = store.zone.name if store.zone else ""
+    row = {"name": store.name, "zone": zone, "items": export.items, "bytes": export.bytes, "free": export.free}
+    return row | {"enough": export.left >= 0}
+
+
+def _time(target: ImageStore, size: int, items: int) -> dict[str, Any]:
+    """From the copies to and from the object store that ended last."""
+    if not items:
+        return {"low_seconds": 0.0, "high_seconds": 0.0, "basis": "Nothing has to be copied; the switch itself takes seconds."}
+    done = Transfer.objects.filter(Q(target=target) | Q(source=target), state=TransferState.PROVEN, bytes_total__gt=0)
+    sample = list(done.order_by("-finished_at").only("bytes_total", "started_at", "finished_at")[:RATE_SAMPLE])
+    seconds = sum(max(0.001, _seconds(row)) for row in sample)
+    if not sample:
+        basis = "Nothing was copied to or from the object store yet, so there is nothing to base an estimate on."
+        return {"low_seconds": None, "high_seconds": None, "basis": basis}
+    high = size * seconds / sum(row.bytes_total for row in sample)
+    basis = f"The speed of the last {len(sample)} copies; low: {STREAMS} at once, high: one after the other."
+    return {"low_seconds": round(high / STREAMS, 1), "high_seconds": round(high, 1), "basis": basis}
+
+
+def _seconds(row: Transfer) -> float:
+    return (row.finished_at - row.started_at).total_seconds() if row.finished_at and row.started_at else 0.0
+
+
+def _findings(
+    conversion: Conversion, homes: Homes, size: int, stranded: int, examples: Sequence[Stranded], writing: int
+) -> Iterable[Finding]:
+    target = conversion.object_store
+    if not homes.exports:
+        message = "None of the exports from before the conversion is attached any more: there is nothing to go back to."
+        yield Finding("no-exports", "blocker", message, "Commit the conversion instead.")
+    yield from (found for export in homes.exports.values() if (found := reachable(export.store)))
+    for export in homes.exports.values():
+        if export.left < 0:
+            message = f"{export.store.name} has {export.free} bytes free, and {export.bytes} would have to come home to it."
+            remedy = "Add space to the export, or delete what need not come home, then try again."
+            yield Finding("target-full", "blocker", message, remedy).at(export.store)
+        elif export.items and export.store.readonly:
+            message = f"{export.store.name} is read-only; {export.items} items would be copied to it all the same."
+            yield Finding("read-only", "warning", message, "Make sure that this is what you want.").at(export.store)
+    if stranded:
+        message = f"{stranded} items cannot go home, and nobody could read them once {target.name} is detached."
+        remedy = "Delete them, or show the template in a zone that has an export, then try again."
+        named = tuple(f"{found.kind} {found.name}: {found.reason}" for found in examples[:EXAMPLES])
+        yield Finding("cannot-go-home", "blocker", message, remedy, examples=named)
+    if size and (found := _object_store(target)):
+        yield found
+    yield from _damaged(homes)
+    if writing:
+        message = f"{writing} items are being written to {target.name} now; the switch waits for them."
+        yield Finding("being-written", "info", message)
+    live = Drain.objects.filter(conversion=conversion).exclude(state__in=[DrainState.CANCELLED, DrainState.FINISHED])
+    if drain := live.first():
+        message = f"The drain {drain.uuid} is {drain.state}; it is cancelled when the roll-back begins."
+        yield Finding("drain-live", "info", message)
+
+
+def _object_store(target: ImageStore) -> Finding | None:
+    try:
+        within(CHECK_SECONDS, target.name, driver_for(target).check)
+    except StoreError as error:
+        message = f"{target.name} does not answer, and some items are only there: {error}"
+        return Finding("object-store-unreachable", "blocker", message, error.remedy)
+    return None
+
+
+def _damaged(homes: Homes) -> Iterable[Finding]:
+    """Originals that scans found missing or changed, of which the object store has a proven copy."""
+    bad = Q(problem__startswith=MISSING) | Q(problem__startswith=CHANGED)
+    for export in homes.exports.values():
+        paths: list[str] = []
+        count = 0
+        for models in KINDS.values():
+            proven = models.ref.objects.filter(
+                store=homes.conversion.object_store, item=OuterRef("ref__item"), state__in=READABLE
+            )
+            files = models.file.objects.filter(bad, Exists(proven), ref__store=export.store, ref__state__in=READABLE)
+            count += files.values("ref").distinct().count()
+            paths += files.order_by("pk").values_list("path", flat=True)[:EXAMPLES]
+        if count:
+            message = (
+                f"{count} originals on {export.store.name} are missing or changed; after the roll-back they are what counts,"
+                " though the object store has proven copies."
+            )
+            remedy = "Restore the named files and scan the export again, or commit the conversion instead."
+            examples = tuple(paths[:EXAMPLES])
+            yield Finding("damaged-originals", "blocker", message, remedy, overridable=True, examples=examples).at(export.store)
