@@ -16,7 +16,7 @@ from typing import Any
 
 from django.db.models import QuerySet
 
-from cloudstorage.errors import Invalid
+from cloudstorage.errors import Invalid, Missing
 from migration.models import Decommission, RetiredFile
 from migration.states import DecommissionState
 from migration.verify import difference
@@ -36,10 +36,18 @@ _ESCAPE = re.compile(r"\\(.)")
 # --- writing ---------------------------------------------------------------------------------------------------------------
 
 
-def name_of(row: Decommission, form: str) -> str:
-    """What a report's file is called; raises Invalid for a form that there is not."""
+def stream(row: Decommission, form: str) -> Iterator[str]:
+    """The report in one of `FORMS`, in pieces; raises Missing until it is signed, Invalid for another form."""
     if form not in FORMS:
         raise Invalid(f"There is no form {form!r} of the report.", remedy=f"Choose one of {', '.join(FORMS)}.", field="form")
+    if row.state not in SIGNED:
+        message = f"There is no signed report: the retirement of {row.store.name} is {row.state}."
+        raise Missing(message, remedy="It is signed when the store is removed.", field="report")
+    return FORMS[form](row)
+
+
+def name_of(row: Decommission, form: str) -> str:
+    """What a report's file is called."""
     store = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in row.store.name)
     return {"json": f"retired-{store}.json", "csv": f"retired-{store}.csv", "sha256sums": "SHA256SUMS"}[form]
 
@@ -201,7 +209,7 @@ class Checked:
 
 
 def stores_named_in(path: Path) -> list[str]:
-    """Ids of the stores that a report says its files are on; none where it is a SHA256SUMS."""
+    """Ids of the stores that a report says its files are on; none where it does not say."""
     with _opened(path) as file:
         first = file.readline()
     return [store["id"] for store in _parsed_header(path, first)["stores"]] if first.startswith("{") else []
@@ -210,15 +218,17 @@ def stores_named_in(path: Path) -> list[str]:
 def check(path: Path, store: ImageStore) -> Checked:
     """Read every file of a report (JSON or SHA256SUMS) from the store again; asks the database for the store's access only.
 
-    Raises Invalid for a file that is no report or is cut off, StoreError where the store does not answer.
+    Of a report about several stores only what it says is on this one. Raises Invalid for a file that is no report or is cut
+    off, StoreError where the store does not answer.
     """
     result = Checked()
     driver = driver_for(store)
     driver.check()
+    several = len(stores_named_in(path)) > 1
     engine = CopyEngine(lanes=1)
     control = Control()
     try:
-        for key, sha256, size in _entries(path, str(store.uuid)):
+        for key, sha256, size in _entries(path, str(store.uuid) if several else ""):
             found, read = difference(engine, driver, control, key, sha256, size)
             result.files += 1
             result.bytes += read
@@ -271,7 +281,7 @@ def _of_json(path: Path, file: Iterable[str], store: str) -> Iterator[tuple[str,
         elif listing:
             entry = _loaded(path, text.removesuffix(","))
             count += 1
-            if entry["store"] == store:
+            if store in {"", entry["store"]}:
                 yield entry["key"], entry["sha256"], entry["size"]
     raise _no_report(path, "it is cut off")
 

@@ -200,7 +200,7 @@ class VerificationView(Serializer):
     id = serializers.UUIDField(source="uuid")
     store = Named()
     state = serializers.ChoiceField([state.value for state in VerificationState])
-    mode = serializers.ChoiceField([Verification.CONTENT, Verification.LISTING])
+    mode = serializers.ChoiceField([Verification.CONTENT, Verification.LISTING, Verification.RETIRE])
     actor = serializers.CharField()
     sample_percent = serializers.FloatField()
     created = serializers.DateTimeField()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from migration.api import conversions, drains
+from migration.api import conversions, decommissions, drains
 
 urlpatterns = [
     path("preflights", conversions.Preflights.as_view()),
@@ -24,4 +24,12 @@ urlpatterns = [
     path("verifications", drains.Verifications.as_view()),
     path("verifications/<uuid:id>", drains.VerificationOne.as_view()),
     path("stores/<uuid:id>/verify", drains.StoreVerify.as_view()),
+    path("stores/<uuid:id>/decommission", decommissions.StoreDecommission.as_view()),
+    path("decommissions", decommissions.Decommissions.as_view()),
+    path("decommissions/<uuid:id>", decommissions.DecommissionOne.as_view()),
+    path("decommissions/<uuid:id>/acknowledge", decommissions.DecommissionAcknowledge.as_view()),
+    path("decommissions/<uuid:id>/look-again", decommissions.DecommissionLookAgain.as_view()),
+    path("decommissions/<uuid:id>/cancel", decommissions.DecommissionCancel.as_view()),
+    path("decommissions/<uuid:id>/delete-files", decommissions.DecommissionDeleteFiles.as_view()),
+    path("decommissions/<uuid:id>/report", decommissions.DecommissionReport.as_view()),
 ]

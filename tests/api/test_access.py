@@ -75,6 +75,13 @@ MATRIX: dict[tuple[str, str], set[str]] = {
     ("GET", "drains/<uuid:id>/errors"): READ,
     ("GET", "verifications"): READ,
     ("GET", "verifications/<uuid:id>"): READ,
+    ("POST", "stores/<uuid:id>/decommission"): ADMIN,
+    ("GET", "decommissions"): READ,
+    ("GET", "decommissions/<uuid:id>"): READ,
+    ("GET", "decommissions/<uuid:id>/report"): READ,
+    **{
+        ("POST", f"decommissions/<uuid:id>/{action}"): ADMIN for action in ("acknowledge", "look-again", "cancel", "delete-files")
+    },
 }
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 

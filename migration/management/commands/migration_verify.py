@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cloudstorage.actors import Actor
 from cloudstorage.commands import ServiceCommand, human_bytes
 from cloudstorage.errors import Missing
-from migration import verify
+from migration import report, verify
 from migration.models import Verification
 from migration.states import VerificationState
 from stores.models import ImageStore
@@ -26,9 +28,16 @@ class Command(ServiceCommand):
         parser.add_argument("--store", help="name or uuid (default: the region's object store)")
         parser.add_argument("--sample", type=float, default=100, metavar="PERCENT", help="of the items (default 100)")
         parser.add_argument("--listing", action="store_true", help="compare the listing only; read no content")
+        parser.add_argument(
+            "--report",
+            metavar="FILE",
+            help="compare it with the report (JSON or SHA256SUMS) of a retired store, here and now",
+        )
         parser.add_argument("--wait", action="store_true", help="do it here and now, and tell what was found")
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
+        if options["report"]:
+            return self._compare(Path(options["report"]), options["store"])
         store = find_store(options["store"]) if options["store"] else _object_store()
         mode = Verification.LISTING if options["listing"] else Verification.CONTENT
         if options["wait"]:
@@ -46,15 +55,32 @@ class Command(ServiceCommand):
         self._tell(row, store)
         return 10 if row.findings_count else None
 
+    def _compare(self, path: Path, wanted: str | None) -> int | None:
+        named = [wanted] if wanted else report.stores_named_in(path)
+        stores = [find_store(name) for name in named] or [_object_store()]
+        failed = False
+        for store in stores:
+            with store_errors():
+                found = report.check(path, store)
+            failed = failed or bool(found.findings_count)
+            lines = [f"{found.files} files of the report read from {store.name}, {human_bytes(found.bytes)}"]
+            lines += _differences(found.findings, found.findings_count)
+            self.say("\n".join(lines), {"store": store.name, **asdict(found)})
+        return 10 if failed else None
+
     def _tell(self, row: Verification, store: ImageStore) -> None:
         lines = [f"{row.items_checked} entries of {store.name} checked, {human_bytes(row.bytes_checked)} read"]
-        lines += [
-            f"  {found['problem']}: {found['path']}: expected {found['expected'] or 'nothing'}, is {found['found'] or 'nothing'}"
-            for found in row.findings[:100]
-        ]
-        lines.append(f"{row.findings_count} differences" if row.findings_count else "no difference")
+        lines += _differences(row.findings, row.findings_count)
         counts = {"items_checked": row.items_checked, "bytes_checked": row.bytes_checked, "differences": row.findings_count}
         self.say("\n".join(lines), {"id": row.uuid, "state": row.state, **counts, "findings": row.findings})
+
+
+def _differences(findings: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    lines = [
+        f"  {found['problem']}: {found['path']}: expected {found['expected'] or 'nothing'}, is {found['found'] or 'nothing'}"
+        for found in findings[:100]
+    ]
+    return [*lines, f"{count} differences" if count else "no difference"]
 
 
 def _object_store() -> ImageStore:
