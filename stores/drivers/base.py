@@ -172,8 +172,9 @@ class Digest(Protocol):
 class PartSource(ABC):
     """A part that is too large to be held in memory: whoever sends it reads it anew for every attempt."""
 
+    sha256: str
     digest: str
-    """Hex, of the kind that the target's `part_digest` makes."""
+    """Of the kind that the target's `part_digest` makes; both in hex."""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -20,6 +20,7 @@ import boto3
 import botocore.session
 from awscrt import checksums
 from botocore import exceptions as sdk
+from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.client import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConfigValueStore, ConstantProvider
 from botocore.parsers import ResponseParserError
@@ -119,6 +120,8 @@ class Wire:
             raise self.explain(error, "connect") from None
         client.meta.events.register("before-call.s3", _stay_at_this_endpoint)
         client.meta.events.register("before-call.s3", _send_bodies_whole)
+        if settings.signer == "s3v4":
+            client.meta.events.register("choose-signer.s3.UploadPart", _sign_by_known_hash)
         return client
 
     def call(self, operation: str, /, *, doing: str, **params: Any) -> dict[str, Any]:
@@ -187,6 +190,7 @@ class _SourceBody:
 
     def __init__(self, source: PartSource) -> None:
         self._source = source
+        self.sha256 = source.sha256
         self.seek(0)
 
     def __len__(self) -> int:
@@ -216,6 +220,22 @@ class _SourceBody:
         piece, self._left = bytes(self._left[:size]), self._left[size:]
         self._position += len(piece)
         return piece
+
+
+class _KnownHashAuth(S3SigV4Auth):  # type: ignore[misc]
+    """Signs a part by the SHA-256 that it brings along, where the SDK would read it a third time."""
+
+    def payload(self, request: Any) -> str:
+        if isinstance(request.body, _SourceBody) and self._should_sha256_sign_payload(request):
+            return request.body.sha256
+        return str(super().payload(request))
+
+
+AUTH_TYPE_MAPS["cloudstorage-s3v4"] = _KnownHashAuth
+
+
+def _sign_by_known_hash(**_: Any) -> str:
+    return "cloudstorage-s3v4"
 
 
 def body_of(data: PartData) -> bytes | _SourceBody:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +72,7 @@ class Streamed(PartSource):
         digest = driver.part_digest()
         digest.update(data)
         self.digest = digest.hexdigest()
+        self.sha256 = hashlib.sha256(data).hexdigest()
         self.readings = 0
         self._data = data
         self._fails = fails
