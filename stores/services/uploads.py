@@ -181,7 +181,9 @@ def _write(driver: StoreDriver, kind: Kind, ref: StoreRef, key: str, stream: Str
         if isinstance(first, bytes) and len(first) < part_size:
             stored = driver.put(key, first, metadata=metadata, token=token, if_absent=True)
             return _Written(key, len(first), whole.hexdigest(), stored)
-        return _write_parts(driver, kind, ref, key, chain([first], parts), whole, part_size)
+        content = chain([first], parts)
+        del first  # here and below: a part that was sent must not stay in memory while the next is read
+        return _write_parts(driver, kind, ref, key, content, whole, part_size)
     except AlreadyExists as error:
         items.retract_file(kind, ref, key)
         raise Conflict(f"Something lies at {key} already.", remedy="Scan the store; another writer uses this id.") from error
@@ -201,6 +203,7 @@ def _write_parts(
         for data in content:
             parts.append(driver.put_part(upload, len(parts) + 1, offset, data))
             offset += len(data)
+            del data
             items.still_writing(kind, ref)
         stored = driver.complete_upload(upload, parts, if_absent=True)
     except BaseException:
@@ -218,6 +221,7 @@ def _parts(driver: StoreDriver, stream: Stream, part_size: int, whole: Digest) -
             return
         whole.update(data)
         yield data
+        del data
     while True:
         with tempfile.TemporaryFile() as file:
             size = _keep(stream, file.fileno(), part_size)
