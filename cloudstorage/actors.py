@@ -35,6 +35,8 @@ class Actor:
 
     name: str
     roles: frozenset[ActorRole]
+    recovers: bool = False
+    """Brings a restored database in line with its stores, and so may change what is read-only for everybody else."""
 
     def may(self, role: ActorRole) -> bool:
         return any(role in _INCLUDES[own] for own in self.roles)
@@ -65,3 +67,5 @@ def cli_actor() -> Actor:
 
 SYSTEM = Actor("system", frozenset({ActorRole.STORAGE_ADMIN}))
 """Workers and schedules."""
+RECOVERY = Actor("system:recovery", frozenset({ActorRole.STORAGE_ADMIN}), recovers=True)
+"""What compares a restored database with its stores."""

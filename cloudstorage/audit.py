@@ -9,8 +9,8 @@ from typing import Any
 from django.db import transaction
 
 from cloudstorage.actors import Actor, ActorRole
-from cloudstorage.errors import ServiceError
-from cloudstorage.models import AuditEvent
+from cloudstorage.errors import Conflict, ServiceError
+from cloudstorage.models import AuditEvent, Installation
 
 
 def record(actor: Actor, action: str, target: object, **details: Any) -> None:
@@ -39,6 +39,8 @@ def refusals_noted(actor: Actor, role: ActorRole, action: str, target: object) -
     """Like `audited` without its transaction, for services that speak to a store before they change a row."""
     try:
         actor.require(role)
+        if not actor.recovers and (why := Installation.why_read_only()):
+            raise Conflict(f"Nothing can be changed now. {why}", remedy="Run: manage.py restore --reconcile")
         yield
     except ServiceError as error:
         refused(actor, action, target, error)

@@ -146,6 +146,17 @@ def details_from(options: Mapping[str, Any], secret_names: set[str]) -> dict[str
     return details
 
 
+def passphrase_from(options: Mapping[str, Any]) -> str:
+    """The passphrase that `--passphrase-file` or `--passphrase-env` names; empty where neither is given."""
+    if options["passphrase_file"]:
+        named = {"detail": [], "secret_env": [], "secret_file": [f"passphrase={options['passphrase_file']}"]}
+        return details_from(named, set())["passphrase"]
+    if options["passphrase_env"]:
+        named = {"detail": [], "secret_file": [], "secret_env": [f"passphrase={options['passphrase_env']}"]}
+        return details_from(named, set())["passphrase"]
+    return ""
+
+
 def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:

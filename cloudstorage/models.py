@@ -20,6 +20,8 @@ class Installation(models.Model):
     name = models.CharField(max_length=255, default="cloud")
     key_ring_used = models.BooleanField(default=False, editable=False)
     """A key ring was made for this database: from then on a missing one is a loss, not a first start."""
+    read_only = models.CharField(max_length=255, blank=True, default="", editable=False)
+    """Why nothing may be changed now; empty: it may."""
 
     class Meta:
         constraints: ClassVar = [models.CheckConstraint(condition=models.Q(id=1), name="installation_only_one")]
@@ -27,6 +29,11 @@ class Installation(models.Model):
     @classmethod
     def get(cls) -> Installation:
         return cls.objects.get_or_create(pk=1)[0]
+
+    @classmethod
+    def why_read_only(cls) -> str:
+        """Why nothing may be changed now; empty where it may."""
+        return cls.objects.filter(pk=1).values_list("read_only", flat=True).first() or ""
 
 
 class AuditEvent(models.Model):

@@ -12,6 +12,7 @@ from django.db import connections
 
 from cloudstorage.actors import cli_actor
 from cloudstorage.errors import ServiceError
+from cloudstorage.models import Installation
 from stores import worker
 from stores.models import ImageStore, ScanRun, Worker, WorkerReach
 from stores.services import holds, items, journal, scan, transfers
@@ -45,6 +46,9 @@ def pump(_number: int = 0) -> int:
         return 0
 
     if transfers.pumps_at_work(worker_id) >= settings.QUEUE_WORKERS:  # this queue process is kept for other work
+        return 0
+
+    if Installation.why_read_only():
         return 0
 
     def stop() -> bool:

@@ -207,7 +207,194 @@ def proofs() -> dict[str, list[str]]:
     return found
 
 
-STEPS = {"first": first, "second": second}
+# --- a life that is backed up and restored ---------------------------------------------------------------------------------
+
+
+def before(folder: str, target: dict[str, Any], file: str) -> dict[str, Any]:
+    """Half a drain and a backup in the middle of it, while somebody writes; then the life goes on: all is drained, one item is
+    deleted, another is born. What a late worker holds is told.
+    """
+    migrate()
+    from django.core.management import call_command
+
+    from cloudstorage.actors import cli_actor
+    from migration import conversion
+    from migration import drain as drains
+    from stores.models import ImageStore, Kind, Transfer, Volume, Worker, WorkerReach
+    from stores.services import items, journal, transfers
+    from stores.services.image_stores import add_store
+    from stores.services.region import add_zone
+    from stores.services.scan import scan_store
+    from stores.worker import Pump, open_batches
+
+    actor = cli_actor()
+    export = Path(folder) / "export"
+    for number in range(1, 7):
+        place = export / "volumes" / "2" / str(number)
+        place.mkdir(parents=True)
+        (place / f"disk-{number}.raw").write_bytes(f"volume {number} ".encode() * 1000)
+    zone = add_zone(actor=actor, name="zone")
+    nfs = add_store(actor=actor, name="nfs", provider="NFS", url=f"nfs://localhost{export}", details={}, zone=zone)
+    assert scan_store(actor=actor, store=nfs).adopted == 6
+    converted = conversion.convert(actor=actor, name="objects", override=["preflight-absent"], **target)
+    objects = converted.object_store
+    worker = Worker.objects.create(hostname="here", pid=os.getpid())
+    for store in ImageStore.objects.all():
+        WorkerReach.objects.create(worker=worker, store=store, ok=True)
+    row = drains.start(actor=actor, drain=drains.plan(actor=actor, conversion=converted, canary_items=2, concurrency=1))
+    Pump(worker.pk, slots=1).run()
+    drains.advance(row)
+    (late,) = transfers.claim(worker.pk, limit=1, open_batches=open_batches())
+
+    os.environ["LIVES_PASSPHRASE"] = "correct horse"
+    writing = keep_writing()
+    call_command("backup", file, passphrase_env="LIVES_PASSPHRASE")
+    written = writing()
+    transfers.release([late])
+    Transfer.objects.update(next_attempt_at="2020-01-01T00:00:00Z")
+    for _ in range(20):
+        Pump(worker.pk, slots=4).run()
+        if not Transfer.objects.exclude(state="Proven").exists():
+            break
+        drains.advance(row)
+    assert Transfer.objects.filter(state="Proven").count() == 6
+    while journal.write(objects):
+        pass
+    gone = Volume.objects.get(upstream_id=6)
+    items.delete_item(actor=actor, kind=Kind.VOLUME, item=gone)
+    while items.finish_deletes():
+        pass
+    born = register("born", zone=None)
+    while journal.write(objects):
+        pass
+    return {
+        "late": [late.transfer.pk, late.epoch],
+        "gone": str(gone.uuid),
+        "born": str(born.item.uuid),
+        "written_meanwhile": written,
+        "volumes": sorted(str(item.uuid) for item in Volume.objects.filter(removed=None)),
+    }
+
+
+def keep_writing() -> Any:
+    """Write pairs of rows from another process until the answer is called, which tells how many were written."""
+    import subprocess
+
+    writer = subprocess.Popen([sys.executable, "-m", "tests.lives", "pairs", "{}"], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stdin is not None
+    out, into = writer.stdout, writer.stdin
+    assert out.readline() == b"writing\n"
+
+    def stop() -> int:
+        into.close()
+        told = json.loads(out.readline())
+        writer.wait(20)
+        out.close()
+        return int(told["written"])
+
+    return stop
+
+
+def pairs() -> dict[str, Any]:
+    """Zone and account are always written together, in one transaction: a backup has both or none."""
+    import select
+
+    from django.db import transaction
+
+    from stores.models import Account, Zone
+
+    print("writing", flush=True)
+    written = 0
+    while not select.select([sys.stdin], [], [], 0.002)[0]:
+        with transaction.atomic():
+            Zone.objects.create(name=f"pair {written}")
+            Account.objects.create(pk=1000 + written, account_name=f"pair {written}")
+        written += 1
+    return {"written": written}
+
+
+def register(name: str, zone: Any) -> Any:
+    from cloudstorage.actors import cli_actor
+    from stores.models import Kind
+    from stores.services import uploads
+
+    content = name.encode() * 300
+    return uploads.register_upload(
+        actor=cli_actor(),
+        kind=Kind.VOLUME,
+        zone=zone,
+        account_id=2,
+        name=name,
+        filename=f"{name}.raw",
+        stream=io.BytesIO(content),
+        size=len(content),
+    )
+
+
+def after(file: str, late: list[int]) -> dict[str, Any]:
+    """Restore into another database, find out what may be done while it is read-only, reconcile, open, go on."""
+    from django.core.management import call_command
+
+    from cloudstorage.actors import cli_actor
+    from cloudstorage.errors import ServiceError
+    from migration import drain as drains
+    from migration import recovery
+    from migration.models import Drain
+    from migration.states import DrainState
+    from stores import tasks
+    from stores.models import Account, ImageStore, Transfer, Volume, Worker, WorkerReach, Zone
+    from stores.services import holds, transfers
+    from stores.services.image_stores import details_of
+    from stores.services.region import add_zone
+    from stores.services.transfers import Lease
+    from stores.worker import Pump
+
+    os.environ["LIVES_PASSPHRASE"] = "correct horse"
+    told: dict[str, Any] = {"refused": []}
+    call_command("restore", file, passphrase_env="LIVES_PASSPHRASE", stay_read_only=True, stdout=io.StringIO())
+    zones, accounts = Zone.objects.filter(name__startswith="pair"), Account.objects.filter(account_name__startswith="pair")
+    told["pairs"] = [zones.count(), accounts.count()]
+    told["secret"] = bool(details_of(ImageStore.objects.get(scope="REGION"), reveal=True))
+    try:
+        add_zone(actor=cli_actor(), name="new")
+    except ServiceError as error:
+        told["refused"].append(error.message)
+    os.environ["CLOUDSTORAGE_WORKER_ID"] = "1"
+    told["pumped"] = tasks.pump()
+
+    pk, epoch = late
+    states = list(Transfer.objects.order_by("pk").values_list("pk", "state", "epoch"))
+    told["kept"] = sorted(transfers.renew([Lease(pk, epoch, 1, True, "")]))
+    told["late_changed_nothing"] = list(Transfer.objects.order_by("pk").values_list("pk", "state", "epoch")) == states
+
+    found = recovery.reconcile(actor=cli_actor())
+    told["reconciled"] = [found.opened, found.stores]
+    told["volumes"] = sorted(str(item.uuid) for item in Volume.objects.filter(removed=None))
+    told["states"] = {
+        str(ref.item.uuid): [ref.state, ref.proof]
+        for ref in Volume.refs.rel.related_model.objects.filter(store__scope="REGION").select_related("item")
+        if ref.state != "Destroyed"
+    }
+    told["counts_wrong"] = len(holds.recount())
+
+    worker = Worker.objects.create(hostname="new", pid=os.getpid())
+    for store in ImageStore.objects.all():
+        WorkerReach.objects.create(worker=worker, store=store, ok=True)
+    row = Drain.objects.get()
+    for _ in range(20):
+        Pump(worker.pk, slots=4).run()
+        drains.advance(row)
+        row.refresh_from_db()
+        if row.state == DrainState.FINISHED:
+            break
+    told["drain"] = [row.state, row.note]
+    add_zone(actor=cli_actor(), name="new")
+    told["first_new_id"] = Worker.objects.latest("pk").pk
+    return told
+
+
+STEPS = {"first": first, "second": second, "before": before, "after": after, "pairs": pairs}
 
 if __name__ == "__main__":
     main()

@@ -61,6 +61,7 @@ UNFINISHED_SECONDS = 24 * 3600
 """After how long without a word an unfinished item is given up."""
 RETRY_DELETE_SECONDS = 60
 _STALE_SECONDS = 5.0
+_NOWHERE = (RefState.PROMISED, RefState.DESTROYING, RefState.DESTROYED)
 BEING_WRITTEN = "being written"
 """`problem` of a file that was announced but not finished."""
 
@@ -472,6 +473,36 @@ def _note_failure(kind: Kind, refs: Sequence[Any], error: Exception) -> None:
         update_count=F("update_count") + 1,
         error_str=f"{error} {remedy}"[:255],
     )
+
+
+def write_off_vanished(kind: Kind, refs: Sequence[Any]) -> list[Any]:
+    """Write off readable refs whose bytes the store itself says are not there; returns those that still were readable.
+
+    An item that is nowhere any more is removed with them: of a promise, nothing can be kept.
+    """
+    models = KINDS[kind]
+    with transaction.atomic():
+        _lock(kind, sorted({ref.item_id for ref in refs}))
+        readable = models.ref.objects.select_for_update(of=("self",)).filter(
+            pk__in=[ref.pk for ref in refs], state__in=[RefState.READY, RefState.HIDDEN]
+        )
+        gone = list(readable.select_related("item").order_by("pk"))
+        models.ref.objects.filter(pk__in=[ref.pk for ref in gone]).update(
+            state=next_state(REF_TRANSITIONS, RefState.READY, RefEvent.DESTROY_REQUESTED), updated=Now(), error_str=""
+        )
+        _write_off(kind, gone)
+        others = models.ref.objects.filter(item_id=OuterRef("item_id")).exclude(state__in=_NOWHERE)
+        hopeless = models.ref.objects.filter(
+            ~Exists(others), item_id__in=[ref.item_id for ref in gone], state=RefState.PROMISED
+        ).select_for_update(of=("self",))
+        broken = list(hopeless.order_by("pk"))
+        models.ref.objects.filter(pk__in=[ref.pk for ref in broken]).update(
+            state=next_state(REF_TRANSITIONS, RefState.PROMISED, RefEvent.DESTROY_REQUESTED), updated=Now()
+        )
+        cancel_live(Transfer.objects.filter(kind=kind, item_id__in=[ref.item_id for ref in broken]))
+        _write_off(kind, broken)
+        holds.keep_promises(kind, [ref.item_id for ref in gone])
+    return gone
 
 
 def _write_off(kind: Kind, refs: Sequence[Any]) -> None:

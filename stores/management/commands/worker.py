@@ -21,6 +21,7 @@ from django.utils.module_loading import import_string
 from cloudstorage import queue
 from cloudstorage.actors import Actor
 from cloudstorage.commands import ServiceCommand
+from cloudstorage.models import Installation
 from stores.models import ImageStore, Worker, WorkerReach
 from stores.services import transfers
 from stores.services.image_stores import driver_for
@@ -30,6 +31,7 @@ from stores.worker import open_batches
 
 log = logging.getLogger(__name__)
 
+_REACH = "reach"
 _REACH_SECONDS = 15.0
 _REACH_TIMEOUT = 10.0
 _SILENCE_SECONDS = 20.0
@@ -115,7 +117,7 @@ class Command(ServiceCommand):
         reach = _Reach(worker)
         reach.check_all()
         ticks = [_Repeating(path, period, import_string(path)) for path, period in settings.WORKER_TICKS]
-        ticks.append(_Repeating("reach", _REACH_SECONDS, reach.check_all))
+        ticks.append(_Repeating(_REACH, _REACH_SECONDS, reach.check_all))
         cluster = self._start(worker)
         waiting_since: float | None = None
         self.say(f"worker {worker} is running", {"worker": str(worker.uuid)})
@@ -123,8 +125,10 @@ class Command(ServiceCommand):
             while not stopping.wait(1.0):
                 close_old_connections()
                 try:
+                    read_only = bool(Installation.why_read_only())
                     for tick in ticks:
-                        tick.start_if_due()
+                        if tick.name == _REACH or not read_only:
+                            tick.start_if_due()
                     waits, at_work, seen = self._look(worker)
                 except Exception:
                     log.exception("the database did not answer; trying again")

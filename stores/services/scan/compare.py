@@ -1,22 +1,25 @@
-"""Compares an object store's listing with the rows: what is missing, changed, or known to nobody. It changes no row."""
+"""Compares an object store's listing with the rows: what is missing, changed, or known to nobody, and notes it at
+the files' rows."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from django.db import transaction
 from django.db.models import Q
 
 from stores import layout
 from stores.drivers.base import ObjectInfo, StoreDriver
-from stores.models import KINDS, ImageStore
+from stores.models import KINDS, ImageStore, StoreFile
 from stores.services.scan.idset import IdSet
 from stores.services.scan.lease import Lease
 from stores.services.scan.report import ScanReport
-from stores.services.scan.rows import READABLE, load
+from stores.services.scan.rows import CHANGED, MISSING, READABLE, load
 from stores.states import LIVE_REF_STATES, Kind
 
 _PAGE = 500
+_MISSING = "the object is no longer on the store"
 _OWN = (".cloudstorage", ".cs-")
 """How the names of our own marker, journals and probes begin."""
 
@@ -25,10 +28,11 @@ def compare(store: ImageStore, driver: StoreDriver, report: ScanReport, lease: L
     """Add to `report` how the store's objects differ from the rows. Raises what the driver raises."""
     seen = {kind: IdSet() for kind in Kind}
     for page in _pages(driver.list()):
-        _compare_page(store, page, report, seen)
+        _compare_page(store, page, report, seen, lease)
         lease.renew()
     for kind, models in KINDS.items():
         files = models.file.objects.filter(ref__store=store, ref__state__in=READABLE).order_by("pk")
+        gone: dict[int, str] = {}
         for pk, path in files.values_list("pk", "path").iterator(chunk_size=2000):
             lease.beat()
             if (
@@ -36,10 +40,38 @@ def compare(store: ImageStore, driver: StoreDriver, report: ScanReport, lease: L
                 and not driver.exists(path)
                 and models.file.objects.filter(pk=pk, ref__state__in=READABLE).exists()
             ):
-                report.missing.add(path, "the object is no longer on the store")
+                report.missing.add(path, _MISSING)
+                gone[pk] = f"{MISSING}{_MISSING}"
+            if len(gone) == _PAGE:
+                _note(kind, gone, lease)
+                gone = {}
+        _note(kind, gone, lease)
 
 
-def _compare_page(store: ImageStore, page: Sequence[ObjectInfo], report: ScanReport, seen: Mapping[Kind, IdSet]) -> None:
+def _note(kind: Kind, problems: Mapping[int, str], lease: Lease) -> None:
+    """Write what is wrong with files, by id, to them and their refs; an empty text takes back what an earlier scan wrote."""
+    if not problems:
+        return
+    models = KINDS[kind]
+    with transaction.atomic():
+        lease.renew()
+        readable = models.file.objects.select_for_update(of=("self",)).filter(pk__in=problems, ref__state__in=READABLE)
+        changed, refs = [], {}
+        for row in readable.select_related("ref").order_by("pk"):
+            if row.problem != problems[row.pk]:
+                row.problem = problems[row.pk]
+                changed.append(row)
+                refs[row.ref_id] = row.ref
+                row.ref.error_str = ""
+        models.file.objects.bulk_update(changed, ["problem"], batch_size=_PAGE)
+        for row in models.file.objects.filter(ref__in=refs).exclude(problem="").order_by("pk"):
+            refs[row.ref_id].error_str = row.problem
+        models.ref.objects.bulk_update(list(refs.values()), ["error_str"], batch_size=_PAGE)
+
+
+def _compare_page(
+    store: ImageStore, page: Sequence[ObjectInfo], report: ScanReport, seen: Mapping[Kind, IdSet], lease: Lease
+) -> None:
     paths: dict[Kind, set[str]] = defaultdict(set)
     for info in page:
         place = layout.parse(info.key)
@@ -47,6 +79,7 @@ def _compare_page(store: ImageStore, page: Sequence[ObjectInfo], report: ScanRep
             paths[place.kind] |= set(_candidates(info.key, place.folder))
     known = load(store, {kind: sorted(found) for kind, found in paths.items()})
     strangers = []
+    problems: dict[Kind, dict[int, str]] = defaultdict(dict)
     for info in page:
         place = layout.parse(info.key)
         if place is None:
@@ -63,13 +96,25 @@ def _compare_page(store: ImageStore, page: Sequence[ObjectInfo], report: ScanRep
         seen[place.kind].add([row.pk])
         report.files += 1
         report.bytes += info.size
-        if info.size != row.size:
-            report.changed.add(info.key, f"{row.size} bytes were stored, {info.size} are there now.")
-        elif info.etag and row.etag and info.etag != row.etag:
-            report.changed.add(info.key, f"Its etag was {row.etag}, and is {info.etag} now.")
+        if found := _drift(info, row):
+            report.changed.add(info.key, found)
+            problems[place.kind][row.pk] = f"{CHANGED}{found}"
         else:
             report.unchanged += 1
+            if row.problem.startswith((MISSING, CHANGED)):
+                problems[place.kind][row.pk] = ""
+    for kind, found_here in problems.items():
+        _note(kind, found_here, lease)
     _judge_strangers(store, strangers, report)
+
+
+def _drift(info: ObjectInfo, row: StoreFile) -> str:
+    """How an object is another than its row says; empty where the listing shows none."""
+    if info.size != row.size:
+        return f"{row.size} bytes were stored, {info.size} are there now."
+    if info.etag and row.etag and info.etag != row.etag:
+        return f"Its etag was {row.etag}, and is {info.etag} now."
+    return ""
 
 
 def _judge_strangers(store: ImageStore, strangers: Sequence[ObjectInfo], report: ScanReport) -> None:

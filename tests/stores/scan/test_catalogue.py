@@ -91,9 +91,20 @@ def test_objects_are_compared_with_the_rows_when_the_store_is_no_export(operator
         ".cs-journal/1.jsonl": b"?",
     }.items():
         driver.put(key, data, metadata={}, token="t")
-    before = rows()
     report = scan_store(actor=operator, store=store)
+    problems = dict(models.file.objects.values_list("path", "problem"))
+    assert problems["volumes/2/7/good"] == ""
+    assert problems["volumes/2/7/other"].startswith("changed: 4 bytes were stored, 8 are there now")
+    assert problems["volumes/2/7/gone"].startswith("missing: ")
+    assert models.ref.objects.get(pk=ref.pk).error_str != ""
+    before = rows()
+    assert scan_store(actor=operator, store=store).missing.count == 1
     assert rows() == before
+    driver.put("volumes/2/7/other", b"same", metadata={}, token="t")
+    driver.put("volumes/2/7/gone", b"back", metadata={}, token="t")
+    assert scan_store(actor=operator, store=store).changed.count == 0
+    assert set(models.file.objects.values_list("problem", flat=True)) == {""}
+    assert models.ref.objects.get(pk=ref.pk).error_str == ""
     assert (report.complete, report.unchanged, report.files) == (True, 1, 2)
     assert paths(report.changed) == ["volumes/2/7/other"]
     assert paths(report.missing) == ["volumes/2/7/gone"]

@@ -1,0 +1,134 @@
+"""Brings a restored database back to work: read-only at first, compared with every store, then opened."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Exists, OuterRef
+
+from cloudstorage import audit, backup
+from cloudstorage.actors import RECOVERY, Actor, ActorRole
+from cloudstorage.errors import Conflict, ServiceError
+from cloudstorage.models import Installation
+from stores.models import KINDS, ImageStore, Kind
+from stores.services import holds, items, life
+from stores.services.scan import scan_store
+from stores.services.scan.rows import MISSING, READABLE
+from stores.states import Role, StoreState
+
+MANY_ITEMS, MANY_PERCENT = 20, 10
+"""Above both, what vanished from a store is no ordinary deletion: a person decides."""
+_PAGE = 500
+
+
+@dataclass(slots=True)
+class Reconciled:
+    """What a restored database and its stores had to tell each other."""
+
+    opened: bool = False
+    stores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: appeared, vanished, promised again, findings; or why it could not be looked at."""
+    undecided: list[str] = field(default_factory=list)
+    """Stores from which so much vanished that somebody must accept it."""
+    unreachable: list[str] = field(default_factory=list)
+
+
+def write_backup(*, actor: Actor, path: Path, passphrase: str) -> backup.Manifest:
+    """Write database and key ring to one archive, of one moment, while everything goes on."""
+    with audit.refusals_noted(_while_read_only(actor), ActorRole.STORAGE_ADMIN, "backup.write", path.name):
+        manifest = backup.write(path, passphrase=passphrase)
+        audit.record(actor, "backup.write", path.name, rows=manifest.rows, key_ring=manifest.has_key_ring)
+    return manifest
+
+
+def restore(*, actor: Actor, path: Path, passphrase: str) -> backup.Manifest:
+    """Load an archive into an empty database; from its first moment on it is read-only and nobody's old work counts there."""
+    actor.require(ActorRole.STORAGE_ADMIN)
+
+    def inside() -> None:
+        life.begin()
+        audit.record(actor, "backup.restore", path.name)
+
+    return backup.restore(path, passphrase=passphrase, inside=inside)
+
+
+def reconcile(*, actor: Actor, accept_vanished: Collection[str] = ()) -> Reconciled:
+    """Compare a restored database with every store: take in what appeared since the backup, write off what vanished, and open.
+
+    It stays read-only while a store does not answer, or while so much is gone from one that only the operator can say whether
+    that is right (`accept_vanished` names it). Repeatable. Raises Conflict where nothing was restored.
+    """
+    with audit.refusals_noted(_while_read_only(actor), ActorRole.STORAGE_ADMIN, "backup.reconcile", "database"):
+        if not Installation.why_read_only():
+            raise Conflict("This database is open: there is nothing to reconcile.", remedy="To look for drift, scan the stores.")
+        found = Reconciled()
+        # Staging stores first: whether another copy can be read decides what becomes of an object that appeared.
+        stores = ImageStore.objects.filter(state=StoreState.ATTACHED).order_by("-scope", "pk")
+        for store in stores:
+            try:
+                report = scan_store(actor=RECOVERY, store=store)
+            except ServiceError as error:
+                found.unreachable.append(store.name)
+                found.stores[store.name] = {"error": error.message, "remedy": error.remedy}
+                continue
+            told = {name: getattr(report, name).count for name in ("missing", "changed", "corrupt", "orphaned", "foreign_writes")}
+            found.stores[store.name] = {"appeared": report.adopted, "vanished": 0, **told}
+        for store in stores:
+            if not found.unreachable:  # what one store has lost may lie on one that does not answer
+                _write_off(actor, store, found, accepted={store.name, str(store.uuid)} & set(accept_vanished) != set())
+        if not found.unreachable and not found.undecided:
+            with transaction.atomic():
+                Installation.objects.update(read_only="")
+                audit.record(actor, "backup.open", "database", stores=found.stores)
+            found.opened = True
+    return found
+
+
+def _while_read_only(actor: Actor) -> Actor:
+    return Actor(actor.name, actor.roles, recovers=True)
+
+
+def _write_off(actor: Actor, store: ImageStore, found: Reconciled, *, accepted: bool) -> None:
+    """What the scan noted as missing, whole items only: a damaged one stays, with its problem."""
+    told = found.stores[store.name]
+    total = sum(models.ref.objects.filter(store=store, state__in=READABLE).count() for models in KINDS.values())
+    gone = sum(_vanished(kind, store).count() for kind in KINDS)
+    told["vanished"] = gone
+    if gone > MANY_ITEMS and gone * 100 > total * MANY_PERCENT and not accepted:
+        found.undecided.append(store.name)
+        return
+    for kind in KINDS:
+        while page := list(_vanished(kind, store).select_related("item").order_by("pk")[:_PAGE]):
+            with transaction.atomic():
+                refs = items.write_off_vanished(kind, page)
+                told["promised again"] = told.get("promised again", 0) + _promise_again(kind, store, refs)
+                names = [f"{kind}:{ref.item.uuid}" for ref in refs]
+                audit.record(actor, "backup.write-off", store.name, items=names)
+
+
+def _vanished(kind: Kind, store: ImageStore) -> Any:
+    models = KINDS[kind]
+    files = models.file.objects.filter(ref_id=OuterRef("pk"))
+    missing = files.filter(problem__startswith=MISSING)
+    rows = models.ref.objects.filter(Exists(missing), store=store, state__in=READABLE)
+    return rows.exclude(Exists(files.exclude(problem__startswith=MISSING)))
+
+
+def _promise_again(kind: Kind, store: ImageStore, refs: Collection[Any]) -> int:
+    """What is gone from the store of record and still lies on a staging store is promised there again."""
+    if store.role != Role.IMAGE or store.scope != "REGION":
+        return 0
+    models = KINDS[kind]
+    copies = models.ref.objects.filter(
+        item__in=[ref.item_id for ref in refs], state__in=READABLE, store__role=Role.IMAGE_CACHE, store__state=StoreState.ATTACHED
+    ).exclude(error_str__startswith=MISSING)
+    by_store: dict[int, list[Any]] = {}
+    for copy in copies.order_by("pk"):
+        by_store.setdefault(copy.store_id, []).append(copy)
+    for store_id, group in by_store.items():
+        holds.make_promises(kind, store_id, group)
+    return len({copy.item_id for group in by_store.values() for copy in group})

@@ -1,0 +1,164 @@
+"""Backup of a busy installation, and the way back: read-only, reconciled with the stores, then open."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudstorage import backup
+from cloudstorage.errors import Conflict, Invalid
+from tests.drivers.s3_cases import details_of, new_bucket
+from tests.servers.process import REPOSITORY
+
+pytestmark = pytest.mark.db
+
+
+@pytest.fixture
+def archive(db, tmp_path, settings) -> Path:
+    settings.SECRET_KEYS_FILE = str(tmp_path / "keys")
+    Path(settings.SECRET_KEYS_FILE).write_bytes(b"KEY-OF-THE-RING\n")
+    path = tmp_path / "cloud.backup"
+    backup.write(path, passphrase="secret")
+    return path
+
+
+def test_the_key_ring_is_in_the_archive_only_under_the_passphrase(archive, tmp_path):
+    assert archive.stat().st_mode & 0o777 == 0o600
+    with zipfile.ZipFile(archive) as opened:
+        content = b"".join(opened.read(name) for name in opened.namelist())
+    assert b"KEY-OF-THE-RING" not in content
+    assert backup.verify(archive, passphrase="secret").has_key_ring
+    with pytest.raises(Invalid, match="does not open") as refused:
+        backup.verify(archive, passphrase="guess")
+    assert refused.value.field == "passphrase"
+    bare = tmp_path / "bare.backup"
+    assert not backup.write(bare, passphrase="").has_key_ring
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_backup_is_never_overwritten(archive):
+    before = archive.read_bytes()
+    with pytest.raises(Conflict, match="not overwritten"):
+        backup.write(archive, passphrase="secret")
+    assert archive.read_bytes() == before
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def change_a_row(path: Path) -> None:
+    """Rewrites the archive with one table changed: its own checksums fit, the manifest's do not."""
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    members["tables/auth.Group.jsonl"] = members["tables/auth.Group.jsonl"].replace(b"viewer", b"intruder")
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+
+
+def flip_a_byte(path: Path) -> None:
+    with zipfile.ZipFile(path) as opened:
+        info = opened.getinfo("tables/auth.Permission.jsonl")
+    with path.open("r+b") as file:
+        file.seek(info.header_offset + 200)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 0xFF]))
+
+
+@pytest.mark.parametrize("damage", [cut_off, change_a_row, flip_a_byte])
+def test_a_damaged_backup_is_refused_before_anything_is_changed(archive, damage):
+    damage(archive)
+    with pytest.raises(Invalid, match="damaged"):
+        backup.restore(archive, passphrase="secret", inside=lambda: pytest.fail("it was loaded"))
+
+
+def test_a_database_in_use_is_never_restored_over(archive, django_user_model):
+    django_user_model.objects.create_user("somebody")
+    with pytest.raises(Conflict, match="not empty"):
+        backup.restore(archive, passphrase="secret", inside=lambda: pytest.fail("it was loaded"))
+
+
+def test_another_key_ring_is_never_replaced(archive, settings):
+    Path(settings.SECRET_KEYS_FILE).write_bytes(b"ANOTHER\n")
+    with pytest.raises(Conflict, match="another key ring"):
+        backup.restore(archive, passphrase="secret", inside=lambda: pytest.fail("it was loaded"))
+    assert Path(settings.SECRET_KEYS_FILE).read_bytes() == b"ANOTHER\n"
+
+
+# --- the worst day -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    def start(database: str, life: str, step: str, **told: Any) -> dict[str, Any]:
+        folder = tmp_path / life
+        folder.mkdir(exist_ok=True)
+        environment = {
+            "DATABASE_URL": database,
+            "CLOUDSTORAGE_DATA_DIR": str(folder),
+            "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
+            "CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK": "true",
+            "CLOUDSTORAGE_QUEUE_MUTED": "true",
+            "CLOUDSTORAGE_LOG_LEVEL": "WARNING",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.lives", step, json.dumps(told)],
+            check=False,
+            env=os.environ | environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-5000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return start
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("source", "target"), [("sqlite", "postgres"), ("postgres", "sqlite")])
+def test_an_older_backup_comes_back_in_line_with_its_stores(request, run, tmp_path, moto_server, source, target):
+    """Restored on the other database each time: so both are written and read, and the format hides neither."""
+    server = request.getfixturevalue("postgres_server")
+
+    def database(kind: str, life: str) -> str:
+        if kind == "postgres":
+            return server.create_database(f"backup_{life}_{uuid.uuid4().hex[:8]}")
+        return f"sqlite:///{tmp_path / life}.sqlite3"
+
+    store = {"provider": "S3", "url": "", "details": details_of(moto_server, new_bucket(moto_server))}
+    file = str(tmp_path / "cloud.backup")
+    old = run(database(source, "old"), "old", "before", folder=str(tmp_path), target=store, file=file)
+    new = run(database(target, "new"), "new", "after", file=file, late=old["late"])
+
+    assert old["written_meanwhile"] > 5
+    zones, accounts = new["pairs"]
+    assert zones == accounts, "the backup is not of one moment"
+    assert new["secret"]
+    assert len(new["refused"]) == 1
+    assert "Nothing can be changed now" in new["refused"][0]
+    assert (new["pumped"], new["kept"], new["late_changed_nothing"]) == (0, [], True)
+
+    opened, stores = new["reconciled"]
+    assert opened, stores
+    assert new["volumes"] == old["volumes"]
+    assert old["gone"] not in new["volumes"]
+    assert new["states"][old["born"]] == ["Ready", "adopted"]
+    assert {tuple(state) for name, state in new["states"].items() if name != old["born"]} == {
+        ("Ready", "attested"),
+        ("Promised", ""),
+    }
+    assert new["counts_wrong"] == 0
+    assert new["drain"] == ["Finished", "Every item is proven."]
+    assert new["first_new_id"] > 10**12
