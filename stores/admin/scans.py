@@ -9,6 +9,7 @@ from typing import Any
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 
+from cloudstorage.actors import ActorRole
 from cloudstorage.console.pages import action, actor_of, fragment, keyset, page, redirect, show
 from stores.models import ScanRun, WorkerReach
 from stores.services import scan as scans
@@ -65,6 +66,7 @@ def scan(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     context = {
         "row": row,
         "running": row.state in LIVE_SCAN_STATES,
+        "may_cancel": actor_of(request).may(ActorRole.OPERATOR),
         "heading": heading,
         "tone": tone,
         "before": (row.store.scan_report or {}).get("files"),

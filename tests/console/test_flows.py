@@ -58,8 +58,11 @@ def test_a_scan_is_watched_cancelled_and_refused_twice(cloud, sign_in):
     assert "waits for a worker" in text(client.post(f"/stores/{cloud.nfs.uuid}/scan/", follow=True))
     ScanRun.objects.update(state=ScanState.RUNNING, files=1234, token=uuid.uuid4())
     assert "1\u202f234" in text(client.get(f"/scans/{cloud.scan.uuid}/"))
+    assert "Cancel the scan" in text(client.get(f"/scans/{cloud.scan.uuid}/?part=1"))
+    assert "Cancel the scan" not in text(sign_in("viewer").get(f"/scans/{cloud.scan.uuid}/?part=1"))
     assert "was cancelled" in text(client.post(f"/scans/{cloud.scan.uuid}/cancel/", follow=True))
-    assert client.get(f"/scans/{cloud.scan.uuid}/?part=1").status_code == 286
+    ended = client.get(f"/scans/{cloud.scan.uuid}/?part=1")
+    assert (ended.status_code, "Cancel the scan" in text(ended)) == (286, False)
     again = client.post(f"/scans/{cloud.scan.uuid}/cancel/", follow=True)
     assert "so it cannot be cancelled" in text(again)
     assert "Scan now" in text(client.get(f"/stores/{cloud.nfs.uuid}/"))
