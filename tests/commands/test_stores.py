@@ -8,7 +8,7 @@ import json
 import pytest
 
 from stores.models import ImageStore, Volume, Zone
-from stores.services import image_stores
+from stores.services import image_stores, scan
 from tests.factories import content, make_store, make_volume, make_zone
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
@@ -140,6 +140,15 @@ def test_export_is_scanned_and_its_drift_reported_by_name(run, memory_store, tmp
     report = run("store_scan", "nfs", "--json").json()
     assert (report["adopted"], report["unchanged"], report["unknown"]["count"]) == (0, 1, 1)
     assert Volume.objects.count() == 1
+
+
+def test_scan_that_waits_is_cancelled_and_keeps_the_next_one_no_longer(run, memory_store, operator):
+    store = make_store(name="objects")
+    assert run("store_scan", "objects", "--cancel").code == 4
+    asked = scan.request_scan(actor=operator, store=store)
+    assert run("store_scan", "objects").code == 5
+    assert run("store_scan", "objects", "--cancel", "--json").json() == {"id": str(asked.uuid), "state": "Cancelled"}
+    assert run("store_scan", "objects").code == 0
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"colour": "red"}', None])
