@@ -308,7 +308,7 @@ def settle(row: Decommission) -> None:
             record(system, f"{ACTION}.refuse", row.store.name, id=str(row.uuid), differences=check.findings_count)
     elif row.unknown_count and row.acknowledged_digest != row.unknown_digest:
         changed = " They are others than those that were acknowledged." if row.acknowledged_digest else ""
-        note = f"{row.unknown_count} files that no ref knows lie there.{changed} Acknowledge them, or take them away."
+        note = f"Files that no ref knows lie there: {row.unknown_count}.{changed} Acknowledge them, or take them away."
         _advance(row, DecommissionEvent.ASK, note=note, acknowledged_digest="", acknowledged_by="", acknowledged_at=None)
     elif any(not_looked_at(kind, row).exists() for kind in KINDS):
         Decommission.objects.filter(pk=row.pk).update(lease_until=None)

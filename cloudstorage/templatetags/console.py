@@ -31,6 +31,7 @@ _LOOKS: Mapping[str, tuple[str, str]] = {
     "planned": ("clock", "wait"), "allocated": ("clock", "wait"), "paused": ("pause", "wait"),
     "failed": ("cross", "bad"), "blocker": ("cross", "bad"), "refused": ("cross", "bad"), "silent": ("cross", "bad"),
     "unreachable": ("cross", "bad"), "removed": ("cross", "quiet"), "warning": ("warn", "warn"), "stuck": ("warn", "warn"),
+    "checking": ("play", "live"), "deleting": ("play", "live"), "waiting": ("question", "warn"), "retired": ("check", "good"),
     "incomplete": ("warn", "warn"), "unknown": ("question", "warn"), "read-only": ("lock", "warn"),
 }  # fmt: skip
 

@@ -13,8 +13,9 @@ from django.test import Client
 
 from cloudstorage.models import ApiToken
 from migration import conversion, drain, verify
-from migration.models import Preflight
+from migration.models import Decommission, Preflight, Verification
 from migration.preflight import preflight
+from migration.states import DecommissionState
 from stores.models import ImageStore, Snapshot, Template, Transfer
 from stores.services.scan import request_scan
 from stores.states import TransferState
@@ -61,6 +62,7 @@ class Cloud:
     drain: Any
     verification: Any
     scan: Any
+    retirement: Any
     token: ApiToken
     admin: Any
 
@@ -79,8 +81,12 @@ class Cloud:
             **{of: [self.conversion.uuid] for of in ("conversion", "drain_plan")},
             "verification": [self.verification.uuid],
             **{of: [self.scan.uuid] for of in ("scan", "scan_cancel")},
+            "retire": [store],
+            "retirement_report": [self.retirement.uuid, "json"],
             "token_revoke": [self.token.prefix],
         }
+        if name.startswith("retirement") and name not in {"retirement_list", "retirement_report"}:
+            return [self.retirement.uuid]
         if name.startswith("drain") and name != "drain_plan":
             return [self.drain.uuid]
         return found.get(name, [])
@@ -111,4 +117,9 @@ def cloud(before, admin, target, sign_in) -> Cloud:
     token = ApiToken.objects.create(user=user, name="tests", prefix="cs_abcdefghi", digest="0" * 64, role="viewer")
     checked = verify.verify(actor=admin, store=done.object_store)
     asked = request_scan(actor=admin, store=region.stores["east"])
-    return Cloud(region, template, chain, report, done, planned, checked, asked, token, admin)
+    read = Verification.objects.create(store=region.stores["west"], actor="ada", mode=Verification.RETIRE, state="Finished")
+    totals = {"items": 0, "files": 0, "bytes": 0, "not_read_again": 0}
+    retired = Decommission.objects.create(
+        store=read.store, verification=read, actor="ada", state=DecommissionState.RETIRED, former_readonly=False, totals=totals
+    )
+    return Cloud(region, template, chain, report, done, planned, checked, asked, retired, token, admin)

@@ -1,0 +1,166 @@
+"""Pages of retiring a staging store: what forbids it, how far it is, what a person must answer for, the report, the files."""
+
+from __future__ import annotations
+
+import uuid
+from typing import cast
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+
+from cloudstorage.actors import ActorRole
+from cloudstorage.console.forms import Field, filled, misplaced
+from cloudstorage.console.pages import action, actor_of, fragment, keyset, page, redirect, show
+from cloudstorage.errors import Invalid, ServiceError
+from migration import decommission, report
+from migration.admin.conversions import whole_number
+from migration.api.decommissions import respond
+from migration.models import Decommission
+from migration.states import DecommissionEvent, DecommissionState
+from stores.admin.stores import store_of
+
+RUNNING = (DecommissionState.CHECKING, DecommissionState.DELETING)
+
+
+def row_of(number: uuid.UUID) -> Decommission:
+    """The retirement that a page is about."""
+    rows = Decommission.objects.select_related("store__zone", "verification")
+    row = rows.defer("store__scan_report", "store__probe_steps", "store__facts").filter(uuid=number).first()
+    if row is None:
+        raise Http404
+    return row
+
+
+@page("migration/retirements/", "retirement_list")
+def retirements(request: HttpRequest) -> HttpResponse:
+    """Newest first."""
+    rows = Decommission.objects.select_related("store", "verification").defer(
+        "verification__findings", "store__probe_steps", "store__facts", "store__scan_report"
+    )
+    return show(request, "console/retirements.html", title="Retirements", slice=keyset(request, rows, newest_first=True))
+
+
+@page("stores/<uuid:number>/retire/", "retire", ActorRole.STORAGE_ADMIN)
+def retire(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
+    """What forbids it now; else begin."""
+    store = store_of(number)
+    fields = [
+        Field("typed", "To go on, type the store's name", f"It is {store.name}.", required=True),
+        Field(
+            "sample_percent",
+            "Read again",
+            "Percent of the items; 100 for all. Less is your choice, and the report says so.",
+            "integer",
+            "100",
+        ),
+    ]
+    error: ServiceError | None = None
+    if request.method == "POST":
+        try:
+            if request.POST.get("typed", "").strip() != store.name:
+                raise Invalid("That is not the store's name.", remedy=f"Type {store.name}.", field="typed")
+            percent = _percent(request.POST.get("sample_percent", ""))
+            row = decommission.begin(actor=actor_of(request), store=store, sample_percent=percent)
+        except ServiceError as refused:
+            error = refused
+        else:
+            messages.success(request, "Workers read everything on it again. Nothing on it is changed.")
+            return redirect("console:retirement", row.uuid)
+    return show(
+        request,
+        "console/retire.html",
+        title=f"Retire {store.name}?",
+        status=error.status if error else 200,
+        store=store,
+        blockers=decommission.plan(actor=actor_of(request), store=store),
+        fields=filled(fields, request.POST, error),
+        error=misplaced(fields, error),
+    )
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise Invalid(f"{text!r} is not a percentage.", remedy="Write a number up to 100.", field="sample_percent") from None
+
+
+@page("migration/retirements/<uuid:number>/", "retirement")
+def retirement(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
+    """How far it is, what it found, and what may be done now."""
+    row = row_of(number)
+    may = decommission.allowed(row) if actor_of(request).may(ActorRole.STORAGE_ADMIN) else ()
+    context = {
+        "row": row,
+        "check": row.verification,
+        "running": row.state in RUNNING,
+        "findings": row.verification.findings[:200],
+        "unknown": list(row.unknown.order_by("pk").values_list("path", "size")[:200]) if row.unknown_count else [],
+        "may_cancel": DecommissionEvent.CANCEL in may,
+        "may_answer": DecommissionEvent.ACKNOWLEDGE in may,
+        "may_delete": DecommissionEvent.DELETE_FILES in may,
+        "exceptions": report.exceptions(row) if row.state in report.SIGNED else [],
+        "forms": [(form, report.name_of(row, form)) for form in report.FORMS] if row.state in report.SIGNED else [],
+    }
+    if "part" in request.GET:
+        return fragment(request, "console/retirement_live.html", **context)
+    return show(request, "console/retirement.html", title=f"Retirement of {row.store.name}", **context)
+
+
+@page("migration/retirements/<uuid:number>/report/<str:form>/", "retirement_report")
+def fetch(_: HttpRequest, number: uuid.UUID, form: str) -> HttpResponse:
+    """The signed report as a file."""
+    return cast("HttpResponse", respond(row_of(number), form))
+
+
+@action("migration/retirements/<uuid:number>/acknowledge/", "retirement_acknowledge", ActorRole.STORAGE_ADMIN)
+def acknowledge(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
+    """Accept that files which no ref knows are given up."""
+    count = whole_number(request.POST.get("count", ""), "count")
+    decommission.acknowledge(actor=actor_of(request), row=row_of(number), count=count, digest=request.POST.get("digest", ""))
+    messages.success(request, "Noted with your name. The listing is taken once more; if it is the same, the store is retired.")
+    return redirect("console:retirement", number)
+
+
+@action("migration/retirements/<uuid:number>/look-again/", "retirement_look_again", ActorRole.STORAGE_ADMIN)
+def look_again(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
+    """Take the listing once more."""
+    decommission.look_again(actor=actor_of(request), row=row_of(number))
+    messages.success(request, "The listing is taken once more.")
+    return redirect("console:retirement", number)
+
+
+@action("migration/retirements/<uuid:number>/cancel/", "retirement_cancel", ActorRole.STORAGE_ADMIN)
+def cancel(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
+    """Give it up."""
+    decommission.cancel(actor=actor_of(request), row=row_of(number))
+    messages.success(request, "Cancelled. The store stays as it was.")
+    return redirect("console:retirement", number)
+
+
+@page("migration/retirements/<uuid:number>/files/", "retirement_files", ActorRole.STORAGE_ADMIN)
+def files(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
+    """Ask, then let the retired files go to the trash."""
+    row = row_of(number)
+    fields = [Field("confirm", "To go on, type the store's name", f"It is {row.store.name}.", required=True)]
+    error: ServiceError | None = None
+    if request.method == "POST":
+        try:
+            decommission.delete_files(actor=actor_of(request), row=row, confirm=request.POST.get("confirm", "").strip())
+        except ServiceError as refused:
+            error = refused
+        else:
+            messages.success(request, "A worker moves them to the trash folder of the export.")
+            return redirect("console:retirement", number)
+    return show(
+        request,
+        "console/form.html",
+        title=f"Delete the files of {row.store.name}?",
+        status=error.status if error else 200,
+        fields=filled(fields, request.POST, error),
+        error=misplaced(fields, error),
+        intro=f"{row.totals.get('files', 0)} files that the report lists go to the trash folder of the export and are purged"
+        " after the grace time. What no ref knew stays where it is, and so does what was changed since it was read.",
+        button="Move them to the trash",
+        back=("console:retirement", row.uuid),
+    )
