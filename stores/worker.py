@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 STUCK_SECONDS = 30.0
 """Without any progress for so long, a copy is stuck: its slot is given to others and its store is not claimed for."""
 
-_AHEAD = 2
+_AHEAD = 4
 """Times its slots: so much a pump claims ahead at most, while it ends as many in a second."""
 _AHEAD_SECONDS = 5.0
 """What was claimed ahead and could not begin for so long is given back: others could take it."""
@@ -322,7 +322,8 @@ class Pump:
         stuck = self._stuck()
         avoided = self._avoided(stuck)
         free = self.slots - (len(self._running) - len(stuck))
-        seats = self._free_seats()
+        held = self._seats()
+        seats = held - Counter(running.job.transfer.batch_id for running in self._running.values() if running.job.background)
         late = time.monotonic() - _AHEAD_SECONDS
         for pk, running in list(self._waiting.items()):
             transfer, job = running.job.transfer, running.job
@@ -333,16 +334,14 @@ class Pump:
                 free -= 1
                 seats[transfer.batch_id] -= job.background
                 self._start(self._waiting.pop(pk))
-            elif running.control.progress_at < late:
+            elif running.control.progress_at < late or (job.background and not held[transfer.batch_id]):
                 self._released.append(self._waiting.pop(pk).job)
 
-    def _free_seats(self) -> Counter[int | None]:
-        """Batch -> seats of ours on which nothing is copied just now: what ended passes its own on before it is proven."""
-        held = [running.job for running in (*self._running.values(), *self._waiting.values())]
-        seats = Counter(job.transfer.batch_id for job in held if job.background and job.transfer.pump is not None)
-        seats.update(job.transfer.batch_id for job, _ in self._finished if job.background and job.transfer.pump is not None)
-        seats.subtract(running.job.transfer.batch_id for running in self._running.values() if running.job.background)
-        return seats
+    def _seats(self) -> Counter[int | None]:
+        """Batch -> seats of ours. What ended passes its own on before it is proven: another copy may begin on it."""
+        jobs = [running.job for running in (*self._running.values(), *self._waiting.values())]
+        jobs += [job for job, _ in self._finished]
+        return Counter(job.transfer.batch_id for job in jobs if job.background and job.transfer.pump is not None)
 
     def _start(self, running: _Running) -> None:
         transfer = running.job.transfer
@@ -507,9 +506,8 @@ class Pump:
             transfers.release(self._released)
             transfers.mark_unswept(self._released)
             self._released = []
-        if not self._finished or (
-            self._running and len(self._finished) < self.slots // (1 if self._waiting else 2) and not self._due()
-        ):
+        enough = _AHEAD * self.slots if self._waiting else self.slots // 2
+        if not self._finished or (self._running and len(self._finished) < enough and not self._due()):
             return 0
         proven = self._prove()
         transfers.mark_unswept(job for job, _ in self._finished if job.transfer.pk not in proven)

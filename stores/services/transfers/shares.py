@@ -41,7 +41,8 @@ class Share:
 
     seats: int
     ahead: bool
-    """It may claim what has no seat yet: enough are left for whoever asks and has less than its share."""
+    """It may claim what has no seat yet: it has seats to pass on, and enough are left for whoever asks and has less than its
+    share."""
 
 
 def share_out(free: int, claimants: Collection[Claimant], asking: Claimant) -> Share:
@@ -63,7 +64,7 @@ def share_out(free: int, claimants: Collection[Claimant], asking: Claimant) -> S
         wants[id(first)] -= 1
         total[first.worker] += 1
         got += first is asking
-    return Share(got, ahead=due <= max(0, at_first - got))
+    return Share(got, ahead=asking.held + got > 0 and due <= max(0, at_first - got))
 
 
 class Shares:
