@@ -1,9 +1,9 @@
-"""What the commands that drive a drain share: which drain is meant, and how far it is, in words."""
+"""What the commands about a drain or a conversion share: which one is meant, and how far it is, in words."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,8 @@ from django.core.exceptions import ValidationError
 from cloudstorage.commands import ServiceCommand, human_bytes, human_seconds
 from cloudstorage.errors import Missing
 from migration.drain import Progress
-from migration.models import Drain
+from migration.findings import Finding
+from migration.models import Conversion, Drain
 from migration.states import DrainState
 
 
@@ -39,6 +40,45 @@ class DrainCommand(ServiceCommand):
         """Its state, and where to go on from here."""
         note = f": {row.note}" if row.note else ""
         self.say(f"drain {row.uuid} is {row.state}{note}", {"id": row.uuid, "state": row.state, "note": row.note})
+
+
+class ConversionCommand(ServiceCommand):
+    """A command about one conversion: the newest, unless another is named."""
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--conversion", metavar="UUID", help="default: the newest")
+        parser.add_argument("--dry-run", action="store_true", help="tell the plan; change nothing")
+        parser.add_argument("--yes", action="store_true", help="do not ask")
+
+    def conversion(self, options: Mapping[str, Any]) -> Conversion:
+        """The conversion that is meant; raises Missing."""
+        rows = Conversion.objects.select_related("object_store")
+        if not options["conversion"]:
+            found = rows.first()
+            if found is None:
+                raise Missing("The region was never converted.", remedy="Convert it: use_object_store.", field="conversion")
+            return found
+        try:
+            return rows.get(uuid=options["conversion"])
+        except (Conversion.DoesNotExist, ValidationError):
+            message = f"There is no conversion {options['conversion']}."
+            raise Missing(message, remedy="Leave it out for the newest.", field="conversion") from None
+
+
+def findings_as_text(findings: Sequence[Finding]) -> list[str]:
+    """Each finding with its remedy."""
+    lines = []
+    for found in findings:
+        lines.append(f"{found.severity:>8}  [{found.code}] {found.message}")
+        lines += [f"{'':>10}{example}" for example in found.examples]
+        if found.remedy:
+            lines.append(f"{'':>8}  -> {found.remedy}" + (" (may be overridden)" if found.overridable else ""))
+    return lines
+
+
+def counts_as_text(counts: Mapping[str, int]) -> str:
+    """`2 templates, 1 volume`; `nothing` where there is none."""
+    return ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items() if count) or "nothing"
 
 
 def progress_as_json(row: Drain, found: Progress) -> dict[str, Any]:

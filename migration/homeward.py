@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from migration.findings import EXAMPLES, READABLE, Finding, reachable
@@ -127,8 +127,8 @@ def _known_free(store: ImageStore) -> int | None:
 # --- which items, and where to ---------------------------------------------------------------------------------------------
 
 
-def returning(homes: Homes) -> Iterator[tuple[list[Wanted], list[Stranded]]]:
-    """What has to come home, some at a time, parents before children; with what cannot.
+def returning(homes: Homes) -> Iterator[tuple[Kind, int, list[Wanted], list[Stranded]]]:
+    """What has to come home, some at a time, parents before children: so many items of a kind, their copies, and what cannot.
 
     An item that an export has from before, or by a scan, is at home. Any other goes to its zone: that of its origin, else its
     volume's; a template to every zone that lists it; what tells no zone, to all.
@@ -140,11 +140,11 @@ def returning(homes: Homes) -> Iterator[tuple[list[Wanted], list[Stranded]]]:
         for ref in rows.iterator(chunk_size=CHUNK):
             # A chunk ends with its generation, for children look for where their parents go.
             if chunk and (len(chunk) == CHUNK or _depth(chunk[0]) != _depth(ref)):
-                yield _place(kind, chunk, homes)
+                yield kind, len(chunk), *_place(kind, chunk, homes)
                 chunk = []
             chunk.append(ref)
         if chunk:
-            yield _place(kind, chunk, homes)
+            yield kind, len(chunk), *_place(kind, chunk, homes)
 
 
 def _depth(ref: Any) -> int:
@@ -261,15 +261,18 @@ def survey(conversion: Conversion) -> RollbackPlan:
     """The whole plan; asks the exports for their space, and writes nothing."""
     homes = homes_of(conversion, measure=True)
     home = {str(kind): {"items": 0, "bytes": 0} for kind in KINDS}
+    born = {str(kind): 0 for kind in KINDS}
     examples: list[Stranded] = []
     stranded = 0
-    for wanted, left in returning(homes):
+    for kind, count, wanted, left in returning(homes):
+        born[str(kind)] += count
         for copy in wanted:
             home[copy.kind]["items"] += 1
             home[copy.kind]["bytes"] += copy.size
         stranded += len(left)
         examples += left[: max(0, 20 - len(examples))]
     target = conversion.object_store
+    there = _on(target)
     size = sum(entry["bytes"] for entry in home.values())
     writing = being_written(conversion)
     since = conversion.converted_at
@@ -282,10 +285,10 @@ def survey(conversion: Conversion) -> RollbackPlan:
         home=home,
         exports=[_export_row(export) for export in homes.exports.values()],
         time=_time(target, size, sum(entry["items"] for entry in home.values())),
-        born={str(kind): _away(kind, homes).count() for kind in KINDS},
+        born=born,
         deleted={str(kind): models.item.objects.filter(removed__gt=since).count() for kind, models in KINDS.items()},
-        promised=_on(target, [RefState.PROMISED]),
-        kept=_on(target, list(READABLE)),
+        promised={kind: found["promised"] for kind, found in there.items()},
+        kept={kind: found["kept"] for kind, found in there.items()},
         being_written=writing,
         stranded=examples,
         stranded_count=stranded,
@@ -293,8 +296,13 @@ def survey(conversion: Conversion) -> RollbackPlan:
     )
 
 
-def _on(store: ImageStore, states: list[RefState]) -> dict[str, int]:
-    return {str(kind): models.ref.objects.filter(store=store, state__in=states).count() for kind, models in KINDS.items()}
+def _on(store: ImageStore) -> dict[str, dict[str, int]]:
+    """How many promises and how many proven copies it has, by kind."""
+    promised, kept = (Count("pk", filter=Q(state__in=states)) for states in ((RefState.PROMISED,), READABLE))
+    return {
+        str(kind): models.ref.objects.filter(store=store).aggregate(promised=promised, kept=kept)
+        for kind, models in KINDS.items()
+    }
 
 
 def _export_row(export: _Export) -> dict[str, Any]:
@@ -330,9 +338,10 @@ def _findings(
     if not homes.exports:
         message = "None of the exports from before the conversion is attached any more: there is nothing to go back to."
         yield Finding("no-exports", "blocker", message, "Commit the conversion instead.")
-    yield from (found for export in homes.exports.values() if (found := reachable(export.store)))
     for export in homes.exports.values():
-        if export.left < 0:
+        if export.free is None and (found := reachable(export.store)):
+            yield found
+        elif export.left < 0:
             message = f"{export.store.name} has {export.free} bytes free, and {export.bytes} would have to come home to it."
             remedy = "Add space to the export, or delete what need not come home, then try again."
             yield Finding("target-full", "blocker", message, remedy).at(export.store)
@@ -368,21 +377,22 @@ def _object_store(target: ImageStore) -> Finding | None:
 def _damaged(homes: Homes) -> Iterable[Finding]:
     """Originals that scans found missing or changed, of which the object store has a proven copy."""
     bad = Q(problem__startswith=MISSING) | Q(problem__startswith=CHANGED)
-    for export in homes.exports.values():
-        paths: list[str] = []
-        count = 0
-        for models in KINDS.values():
-            proven = models.ref.objects.filter(
-                store=homes.conversion.object_store, item=OuterRef("ref__item"), state__in=READABLE
-            )
-            files = models.file.objects.filter(bad, Exists(proven), ref__store=export.store, ref__state__in=READABLE)
-            count += files.values("ref").distinct().count()
-            paths += files.order_by("pk").values_list("path", flat=True)[:EXAMPLES]
-        if count:
-            message = (
-                f"{count} originals on {export.store.name} are missing or changed; after the roll-back they are what counts,"
-                " though the object store has proven copies."
-            )
-            remedy = "Restore the named files and scan the export again, or commit the conversion instead."
-            examples = tuple(paths[:EXAMPLES])
-            yield Finding("damaged-originals", "blocker", message, remedy, overridable=True, examples=examples).at(export.store)
+    counts: dict[int, int] = defaultdict(int)
+    examples: dict[int, list[str]] = defaultdict(list)
+    for models in KINDS.values():
+        proven = models.ref.objects.filter(store=homes.conversion.object_store, item=OuterRef("ref__item"), state__in=READABLE)
+        files = models.file.objects.filter(bad, Exists(proven), ref__store__in=list(homes.exports), ref__state__in=READABLE)
+        for store_id, count, path in (
+            files.order_by().values_list("ref__store").annotate(Count("ref", distinct=True), Min("path"))
+        ):
+            counts[store_id] += count
+            examples[store_id].append(path)
+    for store_id, count in counts.items():
+        store = homes.exports[store_id].store
+        message = (
+            f"{count} originals on {store.name} are missing or changed; after the roll-back they are what counts, though the"
+            " object store has proven copies."
+        )
+        remedy = "Restore the named files and scan the export again, or commit the conversion instead."
+        found = Finding("damaged-originals", "blocker", message, remedy, overridable=True, examples=tuple(examples[store_id]))
+        yield found.at(store)

@@ -184,7 +184,7 @@ def _bring_home(row: Rollback, homes: Homes) -> tuple[int, list[Stranded]]:
     """Plan a copy of everything that is not at home and not on its way; killed in the middle, the next turn goes on."""
     planned = 0
     stranded: list[Stranded] = []
-    for wanted, left in homeward.returning(homes):
+    for _, _, wanted, left in homeward.returning(homes):
         planned += transfers.plan_copies(row.batch, wanted)
         stranded += left[: max(0, 20 - len(stranded))]
         Rollback.objects.filter(pk=row.pk).update(advancing_until=_lease_end())

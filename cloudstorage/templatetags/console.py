@@ -27,6 +27,7 @@ _LOOKS: Mapping[str, tuple[str, str]] = {
     "attached": ("check", "good"), "done": ("check", "good"), "converted": ("check", "good"), "committed": ("check", "good"),
     "alive": ("check", "good"), "reached": ("check", "good"), "complete": ("check", "good"),
     "running": ("play", "live"), "canary": ("play", "live"), "creating": ("play", "live"), "rollingback": ("play", "live"),
+    "rolledback": ("check", "good"), "abandoned": ("cross", "quiet"), "detached": ("lock", "quiet"),
     "promised": ("clock", "wait"), "pending": ("clock", "wait"), "queued": ("clock", "wait"), "blocked": ("link", "wait"),
     "planned": ("clock", "wait"), "allocated": ("clock", "wait"), "paused": ("pause", "wait"),
     "failed": ("cross", "bad"), "blocker": ("cross", "bad"), "refused": ("cross", "bad"), "silent": ("cross", "bad"),

@@ -13,7 +13,7 @@ from cloudstorage.console.pages import is_overview, show
 from migration import drain as drains
 from migration.conversion import open_conversion
 from migration.models import Conversion, Drain
-from migration.states import DrainState
+from migration.states import ConversionState, DrainState
 from stores.admin.work import names_of, workers
 from stores.models import KINDS, ImageStore, Transfer, Zone
 from stores.states import RefState, Role, TransferState
@@ -26,7 +26,8 @@ def overview(request: HttpRequest) -> HttpResponse:
     """Everything at a glance; a fixed number of queries."""
     stores = ImageStore.objects.with_usage().filter(removed=None).select_related("zone").order_by("role", "name")
     shown = list(stores.defer("probe_steps", "facts")[:24])
-    conversion = open_conversion() or Conversion.objects.select_related("object_store").first()
+    known = Conversion.objects.select_related("object_store").exclude(state=ConversionState.ROLLED_BACK)
+    conversion = open_conversion() or known.first()
     drain = None
     if conversion is not None:
         drain = Drain.objects.filter(conversion=conversion).select_related("batch", "conversion__object_store").first()
@@ -73,6 +74,7 @@ def _next_step(
         (not alive, _worker),
         (unscanned is not None, lambda: _scan(unscanned)),
         (conversion is None and on_nfs, _convert),
+        (conversion is not None and conversion.state == ConversionState.ROLLING_BACK, lambda: _way_home(conversion)),
         (conversion is not None and drain is None, lambda: _plan(conversion)),
         (drain is not None and drain.state == DrainState.PLANNED, lambda: _start(drain)),
     )
@@ -94,15 +96,18 @@ def _scan(store: Any) -> dict[str, Any]:
 
 
 def _worker() -> dict[str, Any]:
-    text = (
-        "Nothing is scanned, copied or verified without one. On a host that mounts the exports, run: manage.py worker"
-    )
+    text = "Nothing is scanned, copied or verified without one. On a host that mounts the exports, run: manage.py worker"
     return _step("Start a worker", text, "worker_list")
 
 
 def _convert() -> dict[str, Any]:
     text = "Choose an object store, read the preflight's report, then switch the region in seconds. Every item stays readable."
     return _step("Move to an object store", text, "wizard")
+
+
+def _way_home(conversion: Any) -> dict[str, Any]:
+    text = "The region is on its way back to NFS. Every item stays readable; the page says how far it is and what it waits for."
+    return _step("Follow the roll-back", text, "rollback", conversion.uuid)
 
 
 def _plan(conversion: Any) -> dict[str, Any]:

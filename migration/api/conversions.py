@@ -53,7 +53,8 @@ class PreflightOne(ServiceView):
         return Response(PreflightDetailView(found).data)
 
 
-def _conversions() -> Any:
+def conversions() -> Any:
+    """Every conversion with what is shown of it, without what is heavy."""
     rows = Conversion.objects.select_related("object_store", "preflight").prefetch_related("stores__store")
     heavy = ("scan_report", "probe_steps", "facts")
     return rows.defer("preflight__report", *(f"object_store__{field}" for field in heavy))
@@ -68,7 +69,7 @@ class Conversions(WithDetails, PagedView):
     @operation("conversions_list", answer=ConversionView(many=True))
     def get(self, request: Request) -> Response:
         """List the conversions, newest first."""
-        return self.page(_conversions(), ConversionView)
+        return self.page(conversions(), ConversionView)
 
     @operation(
         "conversions_create",
@@ -83,7 +84,7 @@ class Conversions(WithDetails, PagedView):
         if isinstance(found, conversion.ConvertPlan):
             return Response(asdict(found))
         headers = {"Location": f"/api/v1/conversions/{found.uuid}"}
-        return Response(ConversionView(_conversions().get(pk=found.pk)).data, status=201, headers=headers)
+        return Response(ConversionView(conversions().get(pk=found.pk)).data, status=201, headers=headers)
 
     def _parameters(self) -> dict[str, Any]:
         given = self.body(ConversionBody)
@@ -107,7 +108,7 @@ class ConversionOne(ServiceView):
     @operation("conversions_get", answer=ConversionView)
     def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
         """Show a conversion."""
-        found = _conversions().filter(uuid=id).first()
+        found = conversions().filter(uuid=id).first()
         if found is None:
             raise Http404
         return Response(ConversionView(found).data)

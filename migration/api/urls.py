@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from django.urls import path
 
-from migration.api import conversions, decommissions, drains
+from migration.api import conversions, decommissions, drains, undo
 
 urlpatterns = [
     path("preflights", conversions.Preflights.as_view()),
     path("preflights/<uuid:id>", conversions.PreflightOne.as_view()),
     path("conversions", conversions.Conversions.as_view()),
     path("conversions/<uuid:id>", conversions.ConversionOne.as_view()),
+    path("conversions/<uuid:id>/commit", undo.ConversionCommit.as_view()),
+    path("conversions/<uuid:id>/rollback", undo.ConversionRollback.as_view()),
+    path("conversions/<uuid:id>/rollback/plan", undo.RollbackPlanOne.as_view()),
+    path("conversions/<uuid:id>/rollback/retry", undo.RollbackRetry.as_view()),
+    path("conversions/<uuid:id>/rollback/abandon", undo.RollbackAbandon.as_view()),
     path("drains", drains.Drains.as_view()),
     path("drains/<uuid:id>", drains.DrainOne.as_view()),
     path("drains/<uuid:id>/start", drains.DrainStart.as_view()),

@@ -29,12 +29,14 @@ READ = {
     "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS, "user_add": ADMINS, "wizard": ADMINS,
     "retirement_list": EVERYONE, "retirement": EVERYONE, "retirement_report": EVERYONE, "retire": ADMINS, "retirement_files": ADMINS,
     "item_delete": ADMINS, "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
+    "commit": EVERYONE, "rollback": EVERYONE, "rollback_abandon": ADMINS,
 }  # fmt: skip
 """Who sees which page. `review` has tests of its own: after a conversion there is nothing to review."""
 
 ACTIONS = {
     "store_test": OPERATORS, "scan_cancel": OPERATORS, "store_scan": OPERATORS, "store_readonly": ADMINS, "item_ensure": OPERATORS, "drain_start": OPERATORS,
     "drain_pause": OPERATORS, "drain_resume": OPERATORS, "drain_retry": OPERATORS, "token_revoke": EVERYONE,
+    "rollback_retry": ADMINS,
     "retirement_acknowledge": ADMINS, "retirement_look_again": ADMINS, "retirement_cancel": ADMINS,
 }  # fmt: skip
 
@@ -142,7 +144,10 @@ def test_a_chain_and_the_single_pages_stay_within_thirty_queries(cloud, sign_in)
     for depth in range(30):
         parent = cloud.region.snapshot(f"link-{depth}.qcow2", "east", parent=parent)
     urls = [reverse("console:item", args=["snapshot", parent.uuid])]
-    urls += [address(cloud, name) for name in ("store", "item", "conversion", "drain", "preflight", "verification", "retirement", "retire")]
+    urls += [
+        address(cloud, name)
+        for name in ("store", "item", "conversion", "commit", "rollback", "drain", "preflight", "verification", "retirement", "retire")
+    ]
     costs = {url: queries(client, url) for url in urls}
     assert max(costs.values()) <= 30, costs
 

@@ -6,6 +6,7 @@ in a fork of its own: importing everything once saves most of the time. CLOUDSTO
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -20,10 +21,13 @@ from typing import Any
 
 import django
 
+from stores.states import Proof
+
 MiB = 1 << 20
 ZONES = ("zone1", "zone2")
 UPLOADED = random.Random("uploaded").randbytes(17 * MiB)
 """Two parts."""
+LATE = b"written while the region went home"
 
 
 def url_of(zone: str) -> str:
@@ -234,6 +238,65 @@ def commit() -> None:
         end(actor=actor(), conversion=conversion)
 
 
+def roll_back() -> None:
+    """Begin, unless that has happened; then pump and advance until the region is on NFS, while an item is still being written."""
+    from migration import rollback
+    from migration.models import Conversion, Rollback
+    from stores import tasks
+    from stores.worker import Pump
+
+    worker = worker_id()
+    conversion = Conversion.objects.get()
+    if conversion.state == "Converted":
+        begin_late()
+        rollback.start(actor=actor(), conversion=conversion)
+    deadline = time.monotonic() + 60
+    while row := Rollback.objects.filter(ended_at=None).first():
+        assert time.monotonic() < deadline, rollback.progress(row)
+        tasks.keep_house()
+        if not Pump(worker, slots=8).run():
+            time.sleep(0.05)
+        if row.closing:
+            finish_late()
+        rollback.advance(row)
+
+
+def begin_late() -> None:
+    """An item that the switch has to wait for."""
+    from stores.models import Account, Kind, Volume, Zone
+    from stores.services import items
+
+    if not Volume.objects.filter(name="late").exists():
+        zone, account = Zone.objects.get(name="zone1"), Account.objects.get(pk=2)
+        items.begin_item(actor=actor(), kind=Kind.VOLUME, zone=zone, account=account, name="late")
+
+
+def finish_late() -> None:
+    from stores.models import KINDS, Kind
+    from stores.services import items
+    from stores.services.image_stores import driver_for
+
+    ref = KINDS[Kind.VOLUME].ref.objects.filter(item__name="late", state="Creating", store=object_store()).first()
+    if ref is not None:
+        key = f"{ref.install_path}/late.raw"
+        stored = driver_for(ref.store).put(key, LATE, metadata={}, token="late-1")
+        digest = hashlib.sha256(LATE).hexdigest()
+        file = items.WrittenFile(key, len(LATE), digest, Proof.READ_BACK, stored.version)
+        items.finish_item(actor=actor(), kind=Kind.VOLUME, ref=ref, files=[file])
+
+
+def abandon() -> None:
+    """Begin to roll back and think better of it, unless that has happened."""
+    from migration import rollback
+    from migration.models import Conversion, Rollback
+
+    conversion = Conversion.objects.get()
+    if not Rollback.objects.exists():
+        rollback.start(actor=actor(), conversion=conversion)
+    if Rollback.objects.filter(ended_at=None).exists():
+        rollback.abandon(actor=actor(), conversion=conversion)
+
+
 def pump() -> None:
     """One queue message."""
     from stores.worker import Pump
@@ -305,6 +368,38 @@ def check() -> int:
 
     row = Verification.objects.first() or verify.verify(actor=actor(), store=object_store())
     return verified(row)
+
+
+def retire() -> dict[str, Any]:
+    """Retire the second zone's export, then let its files go; taken up where somebody died."""
+    from django.conf import settings
+
+    from migration import decommission, tasks
+    from migration.models import Decommission
+    from migration.states import DecommissionState
+
+    settings.DIRECT_HYPERVISORS = ["KVM", "XenServer", "VMware", "Hyperv", "Ovm"]
+    store = exports()[1]
+    row = Decommission.objects.first() or decommission.begin(actor=actor(), store=store)
+    deadline = time.monotonic() + 30
+    while row.state != DecommissionState.IN_TRASH:
+        assert time.monotonic() < deadline, f"the retirement is still {row.state}: {row.note}"
+        if row.state == DecommissionState.CHECKING:
+            tasks.run_verification(row.verification_id)
+        elif row.state == DecommissionState.WAITING:
+            decommission.acknowledge(actor=actor(), row=row, count=row.unknown_count, digest=row.unknown_digest)
+        elif row.state == DecommissionState.RETIRED:
+            decommission.delete_files(actor=actor(), row=row, confirm=store.name)
+        else:
+            tasks.delete_retired_files(row.pk)
+        row = Decommission.objects.select_related("store", "verification").get()
+    return {
+        "totals": row.totals,
+        "lines": {file.path: file.sha256 for file in row.files.all()},
+        "unread": row.files.filter(original_read_at=None).count(),
+        "deleted": [row.files_deleted, row.files_left],
+        "unknown": row.unknown_count,
+    }
 
 
 def verified(row: Any) -> int:
@@ -406,6 +501,26 @@ def after_commit() -> dict[str, Any]:
     return settle() | {"state": Conversion.objects.get().state, "audited": audited}
 
 
+def after_roll_back() -> dict[str, Any]:
+    from cloudstorage.models import AuditEvent
+    from migration.models import Conversion
+    from stores.models import ImageStore
+
+    roll_back()
+    audited = AuditEvent.objects.filter(action="conversion.rollback.finish").count()
+    stores = sorted(set(ImageStore.objects.values_list("scope", "role", "state")))
+    return settle() | {"state": Conversion.objects.get().state, "audited": audited, "roles": stores}
+
+
+def after_abandon() -> dict[str, Any]:
+    from migration.models import Conversion
+    from stores.models import ImageStore
+
+    abandon()
+    told = settle() | {"state": Conversion.objects.get().state}
+    return told | {"roles": sorted(set(ImageStore.objects.values_list("scope", "role", "state")))}
+
+
 def after_fail() -> dict[str, Any]:
     """The exports are themselves again, and the pauses before the next attempts are over."""
     from django.utils import timezone
@@ -430,6 +545,18 @@ def after_journal() -> dict[str, Any]:
     return settle()
 
 
+def after_retire() -> dict[str, Any]:
+    """The leases of the dead are over."""
+    from django.utils import timezone
+
+    from migration.models import Decommission, Verification
+
+    past = timezone.now() - timedelta(seconds=1)
+    for model in (Decommission, Verification):
+        model.objects.exclude(lease_until=None).update(lease_until=past)
+    return {"retired": retire()} | settle()
+
+
 def after_check() -> dict[str, Any]:
     return {"findings": check()} | settle()
 
@@ -445,6 +572,8 @@ STAGES = {
         begin_drain,
         run_drain,
         commit,
+        roll_back,
+        abandon,
         pump,
         cancel,
         clean_up,
@@ -452,6 +581,7 @@ STAGES = {
         upload,
         journal,
         check,
+        retire,
         reader_token,
         a_day_passes,
         settle,
@@ -460,11 +590,14 @@ STAGES = {
         after_convert,
         after_drain,
         after_commit,
+        after_roll_back,
+        after_abandon,
         after_fail,
         after_delete,
         after_upload,
         after_journal,
         after_check,
+        after_retire,
     )
 }
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.crash.ground import LARGE, Ground, fingerprint
-from tests.crash.stage import UPLOADED
+from tests.crash.stage import LATE, UPLOADED
+from tests.demo.build import hash_file
 from tests.servers.process import REPOSITORY
 
 pytestmark = [pytest.mark.live, pytest.mark.crash]
@@ -24,13 +25,18 @@ STAGES = {
     "fail": ("draining", "pump", "after_fail", True),
     "cancel": ("cancelled", "clean_up", "settle", False),
     "commit": ("drained", "commit", "after_commit", False),
+    "rollback": ("born", "roll_back", "after_roll_back", True),
+    "abandon": ("born", "abandon", "after_abandon", True),
     "journal": ("drained", "journal", "after_journal", False),
     "check": ("drained", "check", "after_check", False),
+    "retire": ("committed", "retire", "after_retire", True),
     "delete": ("drained", "delete", "after_delete", True),
     "upload": ("drained", "upload", "after_upload", False),
 }
 IN_THE_MIDDLE = {"copy.part": 2, "prove.before": 3, "prove.before-commit": 2, "prove.committed": 3}
 """Checkpoints at which it dies once more, at this hit."""
+OWN = {"rollback": ("rollback.", "nfs.", "prove."), "abandon": ("rollback.",), "retire": ("retire.", "verify.")}
+"""Stages that die only at what begins so: other stages die at the rest of what they reach."""
 ELSEWHERE: set[str] = set()
 """Checkpoints that only tests of other folders kill at."""
 
@@ -43,6 +49,11 @@ def ground(converted) -> Ground:
     converted.save("draining")
     converted.reached["drain"] = converted.trace("run_drain")
     converted.save("drained")
+    converted.must("commit")
+    converted.save("committed")
+    converted.restore("drained")
+    converted.must("upload")
+    converted.save("born")
     converted.restore("draining")
     for death in ("copy.part:2", "prove.before"):  # leaves an upload half done, then objects that nobody proved
         assert converted.run("run_drain", die_at=death).status == -9
@@ -76,8 +87,9 @@ def test_every_checkpoint_is_reached_by_a_stage(reached):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_all_is_whole_and_nothing_left_over_after_a_death_anywhere(stage, ground, reached):
-    deaths = list(reached[stage])
-    deaths += [f"{name}:{hit}" for name, hit in IN_THE_MIDDLE.items() if reached[stage].get(name, 0) >= hit]
+    deaths = [name for name in reached[stage] if name.startswith(OWN.get(stage, ""))]
+    if stage not in OWN:
+        deaths += [f"{name}:{hit}" for name, hit in IN_THE_MIDDLE.items() if reached[stage].get(name, 0) >= hit]
     for death in deaths:
         started = time.monotonic()
         die(ground, stage, death)
@@ -135,12 +147,48 @@ def check_committed(ground: Ground, told, where: str, exports) -> None:
     check_drained(ground, told, where, exports)
 
 
+def check_rolled_back(ground: Ground, told, where: str, exports) -> None:
+    """Every item is on its export as it was, those that were born on the object store too; that store is detached."""
+    assert (told["state"], told["audited"]) == ("RolledBack", 1), where
+    assert told["roles"] == [["REGION", "Image", "Detached"], ["ZONE", "Image", "Attached"]], where
+    assert told["refs"] == {"Ready": item_count(ground) + 2}, where
+    assert told["items"] == item_count(ground) + 2, where
+    for zone, export in exports.items():
+        expected = {file.path: file.sha256 for item in ground.region.items if item.zone == zone for file in item.files}
+        assert {path: hash_file(export / path) for path in expected} == expected, where
+        new = fingerprint(export).keys() - fingerprint(ground.region.zones[zone]).keys()
+        born = sorted(hashlib.sha256(body).hexdigest() for body in (UPLOADED, LATE))
+        assert sorted(hash_file(export / path) for path in new) == (born if zone == "zone1" else []), where
+
+
+def check_abandoned(ground: Ground, told, where: str, exports) -> None:
+    assert told["state"] == "Converted", where
+    assert told["roles"] == [["REGION", "Image", "Attached"], ["ZONE", "ImageCache", "Attached"]], where
+    assert told["refs"] == {"Ready": item_count(ground) + 1}, where
+    assert ground.stored().items() >= ground.hashes.items(), where
+
+
 def check_journal(ground: Ground, told, where: str, exports) -> None:
     check_drained(ground, told, where, exports)
     keys = [key for key in ground.keys() if "/.cs-journal/" in key]  # noqa: SIM118 - no dictionary
     lines = [line for key in keys for line in ground.s3.get_object(Bucket="crash", Key=key)["Body"].read().splitlines()]
     written = {match.group(1) for line in lines if (match := re.search(rb'"uuid":"([0-9a-f-]+)"', line))}
     assert len(written) == item_count(ground), where
+
+
+def check_retired(ground: Ground, told, where: str, exports) -> None:
+    """The report has every file of the export with its hash, read again; they wait in the trash, and all else is as it was."""
+    assert exports is not None
+    items = [item for item in ground.region.items if item.zone == "zone2"]
+    files = {file.path: file.sha256 for item in items for file in item.files}
+    retired = told["retired"]
+    assert retired["lines"] == files, where
+    assert (retired["totals"]["files"], retired["totals"]["items"], retired["unread"]) == (len(files), len(items), 0), where
+    assert retired["deleted"] == [len(files), 0], where
+    in_trash = [str(path.relative_to(trash)) for trash in (exports["zone2"] / ".cs-trash").iterdir() for path in trash.rglob("*.*")]
+    assert {name for name in in_trash if name in files} == set(files), where
+    assert not any((exports["zone2"] / path).exists() for path in files), where
+    check_drained(ground, told, where, exports)
 
 
 def check_verified(ground: Ground, told, where: str, exports) -> None:
@@ -186,8 +234,11 @@ CHECKS = {
     "fail": check_drained,
     "cancel": check_cancelled,
     "commit": check_committed,
+    "rollback": check_rolled_back,
+    "abandon": check_abandoned,
     "journal": check_journal,
     "check": check_verified,
+    "retire": check_retired,
     "delete": check_deleted,
     "upload": check_uploaded,
 }
