@@ -222,7 +222,7 @@ WORKER_TICKS = [
     ("stores.tasks.write_journals", 10),
     ("migration.tasks.advance_drains", 2),
     ("migration.tasks.advance_rollbacks", 2),
-    ("migration.tasks.schedule_listings", 600),
+    ("migration.tasks.schedule_drift_checks", 600),
     ("migration.tasks.tend_retirements", 10),
     ("migration.tasks.purge_retired_stores", 3600),
 ]
@@ -231,6 +231,7 @@ HEARTBEAT_SECONDS = env.float("CLOUDSTORAGE_HEARTBEAT_SECONDS", default=15)
 TRASH_GRACE_SECONDS = env.int("CLOUDSTORAGE_TRASH_GRACE_SECONDS", default=7 * 24 * 3600)
 DIRECT_HYPERVISORS = env.list("CLOUDSTORAGE_DIRECT_HYPERVISORS", default=[])
 PROBE_SECONDS = env.float("CLOUDSTORAGE_PROBE_SECONDS", default=45)
+REHASH_BYTES_PER_DAY = env.int("CLOUDSTORAGE_REHASH_BYTES_PER_DAY", default=100 * 2**30)
 PREFLIGHT_MAX_AGE_SECONDS = env.int("CLOUDSTORAGE_PREFLIGHT_MAX_AGE_SECONDS", default=24 * 3600)
 
 LOGGING = {

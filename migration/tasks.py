@@ -63,6 +63,6 @@ def run_preflight(number: int) -> None:
     preflight.run_preflight(number)
 
 
-def schedule_listings() -> None:
-    """Compare each object store's listing with the refs once a day."""
-    verify.schedule_listings()
+def schedule_drift_checks() -> None:
+    """Compare each store's listing with the refs once a day, and hash a sample of its content again."""
+    verify.schedule_drift_checks()

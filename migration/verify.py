@@ -8,6 +8,7 @@ import logging
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from typing import Any
@@ -25,6 +26,7 @@ from cloudstorage.errors import Invalid
 from cloudstorage.queue import wake
 from migration.models import Decommission, RetiredFile, UnknownFile, Verification
 from migration.states import VerificationState
+from stores import layout
 from stores.copier import Control, CopyEngine, Stopped, Throttle
 from stores.drivers.base import MARKER_KEY, ObjectInfo, StoreDriver
 from stores.drivers.errors import NotFound, StoreError, Unavailable
@@ -41,8 +43,21 @@ OWN_FOLDERS = (MARKER_KEY, ".cs-")
 """Keys that are ours but no item's: marker, journal, probes, temporary files, trash."""
 
 READABLE = (RefState.READY, RefState.HIDDEN)
+_UNKNOWN = {"foreign", "foreign write", "not adopted"}
+REMEDIES = {
+    "missing": "Bring it back (trash, bucket versions, backup) and scan the store; or delete the item, if it is to be gone.",
+    "size differs": "Somebody wrote to it. Bring the former content back, or scan the store to see what the item is now.",
+    "changed": "Somebody wrote to it since it was known. Verify its content; scan the store to take over what is meant.",
+    "content differs": "These bytes are not what was proven. Read the item from another copy, then delete or copy it again.",
+    "foreign": "Nobody here wrote it. If a backup was restored or a database lost, scan the store; else ask who writes there.",
+    "foreign write": "Somebody still writes to a converted export. Scan the store: what is an item is adopted and promised.",
+    "not adopted": "Written by the cloud since the last scan. Scan the store.",
+}
+_OTHER_REMEDY = "Look at the file on the store, and at the worker's log; then verify again."
 _KEPT_FINDINGS = 1000
 _PAGE = 500
+_LEAST_PERCENT = 0.01
+"""What `sampled` can tell from nothing."""
 _REFS = 20
 
 
@@ -65,13 +80,31 @@ def resume_abandoned() -> None:
         wake(RUN, row.pk)
 
 
-def schedule_listings() -> None:
-    """A listing check of every object store, once a day whatever the number of workers."""
+def schedule_drift_checks() -> None:
+    """Once a day, whatever the number of workers: every store's listing, and the content of so many items as the budget of a day
+    allows; and all content of an object store of which a rebuild has adopted something that was never read.
+    """
     since = timezone.now() - timedelta(hours=23)
-    stores = ImageStore.objects.filter(scope="REGION", state=StoreState.ATTACHED, role=Role.IMAGE)
-    recent = Verification.objects.filter(mode=Verification.LISTING, created__gt=since).values("store")
-    for store in stores.exclude(pk__in=recent):
-        verify(actor=SYSTEM, store=store, mode=Verification.LISTING)
+    recent = Verification.objects.filter(created__gt=since)
+    stores: Any = ImageStore.objects.attached().with_usage()
+    for store in stores.exclude(pk__in=recent.filter(mode=Verification.LISTING).values("store")):
+        if store.scope == "REGION" or store.scanned_at is not None:
+            verify(actor=SYSTEM, store=store, mode=Verification.LISTING)
+    for store in stores.exclude(pk__in=recent.filter(mode=Verification.CONTENT).values("store")):
+        percent = 100.0 if _unread(store) else 100.0 * settings.REHASH_BYTES_PER_DAY / max(1, store.bytes)
+        if store.bytes and percent >= _LEAST_PERCENT:
+            verify(actor=SYSTEM, store=store, mode=Verification.CONTENT, sample_percent=min(100.0, percent))
+
+
+def _unread(store: ImageStore) -> bool:
+    """Whether something on an object store was adopted since its whole content was read last."""
+    if store.scope != "REGION":
+        return False
+    whole = Verification.objects.filter(mode=Verification.CONTENT, sample_percent=100, state=VerificationState.FINISHED)
+    read = whole.filter(store=store).order_by("-created").values_list("created", flat=True).first()
+    fresh = Q(updated__gt=read) if read is not None else Q()
+    adopted = Q(store=store, state__in=READABLE, proof=Proof.ADOPTED)
+    return any(models.ref.objects.filter(adopted, fresh).exists() for models in KINDS.values())
 
 
 def run(row: Verification) -> None:
@@ -116,7 +149,8 @@ def _ours(row: Verification) -> QuerySet[Verification]:
 
 
 def _save(row: Verification, findings: Sequence[dict[str, Any]]) -> None:
-    row.findings = [*row.findings, *findings][:_KEPT_FINDINGS]
+    told = [finding | {"remedy": REMEDIES.get(finding["problem"], _OTHER_REMEDY)} for finding in findings]
+    row.findings = [*row.findings, *told][:_KEPT_FINDINGS]
     row.findings_count += len(findings)
     if not _ours(row).update(
         cursor=row.cursor,
@@ -157,11 +191,15 @@ def _read_contents(row: Verification, driver: StoreDriver) -> None:
         for kind, models in KINDS.items():
             refs = models.ref.objects.filter(store=row.store, state__in=READABLE)
             while page := _next_refs(row, kind, refs):
+                proven = _proven_hashes(kind, page)
                 for ref in page:
                     row.cursor[kind] = ref.pk
                     if not sampled(ref.item.uuid.bytes, row):
                         continue
-                    files = ref.files.order_by("path")
+                    for file in ref.files.all():
+                        name = relative_name(ref.install_path, file.path)
+                        file.sha256 = file.sha256 or proven.get(ref.item_id, {}).get(name, "")
+                    files = sorted(ref.files.all(), key=lambda file: str(file.path))
                     seen: dict[str, str] = {}
                     findings = [found for file in files if (found := _check(row, engine, driver, watch, kind, ref, file, seen))]
                     row.items_checked += 1
@@ -171,6 +209,14 @@ def _read_contents(row: Verification, driver: StoreDriver) -> None:
                 _save(row, [])
     finally:
         engine.close()
+
+
+def _proven_hashes(kind: Kind, refs: Sequence[Any]) -> dict[int, dict[str, str]]:
+    """Item -> name in its directory -> SHA-256, as proven on a store of record: what an original that nobody hashed must be."""
+    copies = proven_copies(kind).filter(item_id__in=[ref.item_id for ref in refs]).prefetch_related("files")
+    return {
+        copy.item_id: {relative_name(copy.install_path, file.path): file.sha256 for file in copy.files.all()} for copy in copies
+    }
 
 
 def _next_refs(row: Verification, kind: Kind, refs: QuerySet[Any]) -> list[Any]:
@@ -195,6 +241,12 @@ def _check(
 ) -> dict[str, Any] | None:
     found, size = difference(engine, driver, watch, file.path, file.sha256, file.size, seen)
     row.bytes_checked += size
+    if found is None and row.store.scope == "ZONE" and file.version:
+        try:
+            version = driver.stat(file.path).version
+        except NotFound:
+            version = ""
+        found = None if version == file.version else {"problem": "changed", "expected": file.version, "found": version}
     return None if found is None or _is_going(ref) else _about(kind, ref.item, file.path) | found
 
 
@@ -386,13 +438,13 @@ def _list_unknown(row: Verification, decommission: Decommission, driver: StoreDr
         findings.clear()
 
     listed = (info for info in driver.list(prune=_is_own) if not _is_own(info.key))
-    for number, (path, info, known_size) in enumerate(_side_by_side(listed, _known_paths(row.store)), 1):
+    for number, (path, info, known) in enumerate(_side_by_side(listed, _known_paths(row.store)), 1):
         if info is None:
-            findings.append({"path": path, "problem": "missing", "expected": str(known_size), "found": ""})
-        elif known_size is None:
+            findings.append({"path": path, "problem": "missing", "expected": str(known and known.size), "found": ""})
+        elif known is None:
             page.append(info)
-        elif info.size != known_size:
-            findings.append({"path": path, "problem": "size differs", "expected": str(known_size), "found": str(info.size)})
+        elif info.size != known.size:
+            findings.append({"path": path, "problem": "size differs", "expected": str(known.size), "found": str(info.size)})
         if number % _PAGE == 0:
             keep()
     keep()
@@ -414,26 +466,45 @@ def _told(path: str) -> str:
 
 def _compare_listing(row: Verification, driver: StoreDriver) -> None:
     """Walk the listing and the file rows side by side in key order; memory is one page of each."""
-    known = _known_paths(row.store)
-    listed = (info for info in driver.list(prune=_is_own) if not _is_own(info.key))
+    passed_over = _is_own if row.store.scope == "REGION" else _is_passed_over
+    listed = (info for info in driver.list(prune=passed_over) if not passed_over(info.key))
     row.items_checked, row.findings, row.findings_count = 0, [], 0  # a listing that was interrupted begins anew
     findings: list[dict[str, Any]] = []
     begun = timezone.now()
     moving = Transfer.objects.filter(target=row.store, swept=False).exists()
     young = begun - timedelta(seconds=2 * settings.LEASE_SECONDS) if moving else begun
-    for path, info, size in _side_by_side(listed, known):
+    for path, info, known in _side_by_side(listed, _known_paths(row.store)):
         row.items_checked += 1
         if info is None:
-            findings.append({"path": path, "problem": "missing", "expected": str(size), "found": ""})
-        elif size is None:
+            findings.append({"path": path, "problem": "missing", "expected": str(known and known.size), "found": ""})
+        elif known is None:
             if info.modified < young:  # else it may be a copy that is proven, or swept, in a moment
-                findings.append({"path": path, "problem": "foreign", "expected": "", "found": str(info.size)})
-        elif info.size != size:
-            findings.append({"path": path, "problem": "size differs", "expected": str(size), "found": str(info.size)})
+                findings.append({"path": path, "problem": _foreign(row.store), "expected": "", "found": str(info.size)})
+        elif found := _drift(row.store, info, known):
+            findings.append({"path": path, **found})
         if row.items_checked % _PAGE == 0:
             _save(row, _still_so(row.store, driver, findings))
             findings = []
     _save(row, _still_so(row.store, driver, findings))
+
+
+def _foreign(store: ImageStore) -> str:
+    """What a file that no ref knows is: after a conversion nobody writes to an export but us."""
+    if store.scope == "REGION":
+        return "foreign"
+    return "foreign write" if store.role == Role.IMAGE_CACHE else "not adopted"
+
+
+def _drift(store: ImageStore, info: ObjectInfo, known: KnownFile) -> dict[str, str] | None:
+    """How a listed file is another than its row says: by size; by etag on an object store, by version (times, inode) on NFS."""
+    if info.size != known.size:
+        return {"problem": "size differs", "expected": str(known.size), "found": str(info.size)}
+    if store.scope == "REGION":
+        if info.etag and known.etag and info.etag != known.etag:
+            return {"problem": "changed", "expected": known.etag, "found": info.etag}
+    elif known.version and info.version != known.version:
+        return {"problem": "changed", "expected": known.version, "found": info.version}
+    return None
 
 
 def _still_so(store: ImageStore, driver: StoreDriver, findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -442,9 +513,11 @@ def _still_so(store: ImageStore, driver: StoreDriver, findings: Sequence[dict[st
     kept = []
     for finding in findings:
         path, problem = finding["path"], finding["problem"]
-        if problem == "foreign" and path in living:
+        if problem in _UNKNOWN and path in living:
             continue
         if problem == "missing" and (path not in readable or driver.exists(path)):
+            continue
+        if problem == "changed" and path not in readable:
             continue
         kept.append(finding)
     return kept
@@ -468,13 +541,28 @@ def _is_own(key: str) -> bool:
     return key.startswith(OWN_FOLDERS)
 
 
+def _is_passed_over(key: str) -> bool:
+    """What a scan of an export passes over by a rule, or leaves to CloudStack: no drift is found in it."""
+    name = key.rpartition("/")[2]
+    return _is_own(key) or layout.skip_rule(key) is not None or layout.is_system_iso(key) or layout.is_unfinished(name)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """What a file's row says that a listing can contradict."""
+
+    size: int
+    etag: str
+    version: str
+
+
 def _order(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
 def _side_by_side(
-    listed: Iterable[ObjectInfo], known: Iterator[tuple[str, int]]
-) -> Iterator[tuple[str, ObjectInfo | None, int | None]]:
+    listed: Iterable[ObjectInfo], known: Iterator[tuple[str, KnownFile]]
+) -> Iterator[tuple[str, ObjectInfo | None, KnownFile | None]]:
     expected = next(known, None)
     for info in listed:
         while expected is not None and _order(expected[0]) < _order(info.key):
@@ -490,17 +578,17 @@ def _side_by_side(
         expected = next(known, None)
 
 
-def _known_paths(store: ImageStore) -> Iterator[tuple[str, int]]:
-    """(path, size) of every file that a Ready ref has on the store, in byte order; and of what is just being written or deleted
-    nothing is said: a Promised or Destroying item is no finding either way."""
+def _known_paths(store: ImageStore) -> Iterator[tuple[str, KnownFile]]:
+    """(path, what is known) of every file that a Ready ref has on the store, in byte order; and of what is just being written or
+    deleted nothing is said: a Promised or Destroying item is no finding either way."""
     collation = "BINARY" if connection.vendor == "sqlite" else "C"
     after = ""
     while True:
-        page: list[tuple[str, int]] = []
+        page: list[tuple[str, KnownFile]] = []
         for models in KINDS.values():
             files = models.file.objects.filter(ref__store=store, ref__state__in=READABLE)
             ordered = files.annotate(key=Collate(F("path"), collation)).filter(key__gt=after).order_by("key")
-            page += ordered.values_list("path", "size")[:_PAGE]
+            page += [(path, KnownFile(*told)) for path, *told in ordered.values_list("path", "size", "etag", "version")[:_PAGE]]
         page = list(islice(sorted(page, key=lambda row: _order(row[0])), _PAGE))
         if not page:
             return

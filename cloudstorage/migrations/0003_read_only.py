@@ -4,15 +4,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('cloudstorage', '0002_append_only_audit_and_roles'),
+        ("cloudstorage", "0002_append_only_audit_and_roles"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='installation',
-            name='read_only',
-            field=models.CharField(blank=True, default='', editable=False, max_length=255),
+            model_name="installation",
+            name="read_only",
+            field=models.CharField(blank=True, default="", editable=False, max_length=255),
         ),
     ]

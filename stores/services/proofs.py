@@ -36,6 +36,7 @@ def confirm(kind: Kind, ref: Any, seen: Mapping[str, str]) -> None:
         models.file.objects.bulk_update(files, ["sha256", "proof"])
         row.sha256 = manifest_sha256((relative_name(row.install_path, file.path), file.sha256) for file in files)
         if proven:
-            row.proof, row.proven_at = Proof.READ_BACK, timezone.now()
-        row.updated, row.update_count, row.journalled = timezone.now(), row.update_count + 1, False
+            row.proof = Proof.READ_BACK
+            row.proven_at = row.updated = timezone.now()
+        row.update_count, row.journalled = row.update_count + 1, False
         row.save(update_fields=["sha256", "proof", "proven_at", "updated", "update_count", "journalled"])

@@ -80,6 +80,8 @@ def _differences(findings: Sequence[Mapping[str, Any]], count: int) -> list[str]
         f"  {found['problem']}: {found['path']}: expected {found['expected'] or 'nothing'}, is {found['found'] or 'nothing'}"
         for found in findings[:100]
     ]
+    remedies = {found["problem"]: found["remedy"] for found in findings if found.get("remedy")}
+    lines += [f"  {problem} -> {remedy}" for problem, remedy in sorted(remedies.items())]
     return [*lines, f"{count} differences" if count else "no difference"]
 
 

@@ -1,0 +1,180 @@
+"""What somebody changed behind our back is found: by the daily checks and by migration_verify, on every kind of store."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+
+from migration import verify
+from migration.models import Verification
+from stores.models import KINDS, ImageStore, Kind
+from stores.services import image_stores
+from stores.services.image_stores import driver_for
+from stores.states import Proof, Role
+from tests import factories
+from tests.drivers.s3_cases import details_of, new_bucket
+from tests.fakes import memory
+
+pytestmark = [pytest.mark.db, pytest.mark.django_db]
+
+
+@pytest.fixture(autouse=True)
+def _providers(settings):
+    settings.STORE_DRIVERS = settings.STORE_DRIVERS | factories.MEMORY
+    settings.ALLOW_PLAIN_EXPORTS = settings.OUTBOUND_ALLOW_LOOPBACK = True
+    yield
+    memory.SERVERS.clear()
+
+
+def daily() -> dict[tuple[str, str], list[dict]]:
+    """What a day's checks find, by store and mode."""
+    verify.schedule_drift_checks()
+    found = {}
+    for row in Verification.objects.filter(state="Queued").order_by("pk"):
+        verify.run(row)
+        row.refresh_from_db()
+        assert row.state == "Finished"
+        found[row.store.name, row.mode] = row.findings
+    return found
+
+
+def by_command(store: ImageStore, *options: str) -> list[str]:
+    """The problems that `migration_verify` tells."""
+    out = io.StringIO()
+    with suppress(SystemExit):
+        call_command("migration_verify", "--store", store.name, "--wait", "--json", *options, stdout=out)
+    return [finding["problem"] for finding in json.loads(out.getvalue())["findings"]]
+
+
+def flip(path: Path) -> None:
+    """One bit of a file, with its modification time put back."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def in_nfs(request, admin, tmp_path):
+    """An original that we never hashed; its proven copy tells what it must be."""
+    store = factories.make_store("NFS", name="drifting", zone=factories.make_zone(), folder=tmp_path / "export")
+    ImageStore.objects.filter(pk=store.pk).update(scanned_at=timezone.now())
+    volume = factories.make_volume([store])
+    copy = KINDS[Kind.VOLUME].ref.objects.get(item=volume)
+    path = copy.files.get().path
+    objects = factories.make_store("Memory", name="objects")
+    content = factories.content(volume.name)
+    factories.make_ref(Kind.VOLUME, volume, objects, copy.install_path, {path: content}, proof=Proof.VERIFIED)
+    return store, lambda: flip(tmp_path / "export" / path)
+
+
+def in_s3(request, admin, tmp_path):
+    server = request.getfixturevalue("moto_server")
+    store = image_stores.add_store(
+        actor=admin, name="drifting", provider="S3", url="", details=details_of(server, new_bucket(server))
+    )
+    volume = factories.make_volume([store], proof=Proof.VERIFIED)
+    path = KINDS[Kind.VOLUME].file.objects.get(ref__item=volume).path
+    content = bytearray(factories.content(volume.name))
+    content[2500] ^= 1
+    return store, lambda: driver_for(store).put(path, bytes(content), metadata={}, token="")
+
+
+def in_swift(request, admin, tmp_path):
+    """On the disk below Swift: its listing cannot know."""
+    server = request.getfixturevalue("swift_server")
+    details = {"username": server.username, "key": server.key, "container": f"images-{uuid.uuid4()}"}
+    store = image_stores.add_store(actor=admin, name="drifting", provider="Swift", url=server.auth_url, details=details)
+    volume = factories.make_volume([store], proof=Proof.VERIFIED)
+    content = factories.content(volume.name)
+
+    def damage() -> None:
+        (path,) = (found for found in (server.directory / "devices").rglob("*.data") if found.read_bytes() == content)
+        flip(path)
+
+    return store, damage
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("place", "listed"), [(in_nfs, True), (in_s3, True), (in_swift, False)])
+def test_a_bit_flipped_behind_our_back_is_found_on_every_kind_of_store(request, admin, tmp_path, place, listed):
+    store, damage = place(request, admin, tmp_path)
+    found = daily()
+    assert found["drifting", "listing"] == found["drifting", "content"] == []
+    assert by_command(store) == []
+    Verification.objects.update(created=timezone.now() - timedelta(days=2))
+    damage()
+    found = daily()
+    assert [finding["problem"] for finding in found["drifting", "listing"]] == (["changed"] if listed else [])
+    (content,) = found["drifting", "content"]
+    assert content["problem"] == "content differs"
+    assert content["remedy"]
+    if listed:  # Swift puts a damaged object aside when it was read
+        assert by_command(store) == ["content differs"]
+        assert by_command(store, "--listing") == ["changed"]
+    else:
+        assert by_command(store) == ["missing"]
+
+
+def test_checks_are_scheduled_once_a_day_within_the_budget(settings, tmp_path):
+    store = factories.make_store("Memory", name="objects")
+    for _ in range(3):
+        factories.make_volume([store], size=5000, proof=Proof.VERIFIED)
+    unscanned = factories.make_store("NFS", zone=factories.make_zone(), folder=tmp_path / "export", role=Role.IMAGE_CACHE)
+    settings.REHASH_BYTES_PER_DAY = 1500
+    verify.schedule_drift_checks()
+    verify.schedule_drift_checks()
+    rows = Verification.objects.order_by("pk").values_list("store__name", "mode", "sample_percent")
+    assert list(rows) == [("objects", "listing", 100), ("objects", "content", 10)]
+    assert not unscanned.verifications.exists()
+    settings.REHASH_BYTES_PER_DAY = 0
+    Verification.objects.update(created=timezone.now() - timedelta(days=2))
+    verify.schedule_drift_checks()
+    assert [row.mode for row in Verification.objects.order_by("pk")[2:]] == ["listing"]
+
+
+def test_all_is_read_once_when_a_rebuild_has_adopted_something(settings):
+    settings.REHASH_BYTES_PER_DAY = 0
+    store = factories.make_store("Memory", name="objects")
+    volume = factories.make_volume([store], proof=Proof.VERIFIED)
+    ref = KINDS[Kind.VOLUME].ref.objects.get(item=volume)
+    ref.files.update(proof=Proof.ADOPTED)
+    KINDS[Kind.VOLUME].ref.objects.update(proof=Proof.ADOPTED)
+    factories.make_volume([store])
+    assert daily()["objects", "content"] == []
+    ref.refresh_from_db()
+    assert (ref.proof, ref.files.get().proof) == (Proof.READ_BACK, Proof.READ_BACK)
+    nobody_knew = KINDS[Kind.VOLUME].ref.objects.exclude(pk=ref.pk).get()
+    assert (nobody_knew.proof, len(nobody_knew.sha256)) == (Proof.ADOPTED, 64)
+    Verification.objects.update(created=timezone.now() - timedelta(days=1))
+    KINDS[Kind.VOLUME].ref.objects.update(updated=timezone.now() - timedelta(days=2))
+    assert ("objects", "content") not in daily()
+
+
+def test_who_writes_to_an_export_decides_what_an_unknown_file_is(tmp_path):
+    store = factories.make_store("NFS", name="export", zone=factories.make_zone(), folder=tmp_path / "export")
+    ImageStore.objects.filter(pk=store.pk).update(scanned_at=timezone.now())
+    folder = tmp_path / "export" / "volumes" / "2" / "9"
+    folder.mkdir(parents=True)
+    for name in ("new.raw", ".nfs0001", "dnld1tmp_"):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (1, 1))
+    assert [(finding["path"], finding["problem"]) for finding in daily()["export", "listing"]] == [
+        ("volumes/2/9/new.raw", "not adopted")
+    ]
+    Verification.objects.update(created=timezone.now() - timedelta(days=2))
+    ImageStore.objects.filter(pk=store.pk).update(role=Role.IMAGE_CACHE)
+    (finding,) = daily()["export", "listing"]
+    assert finding["problem"] == "foreign write"
+    assert "Scan the store" in finding["remedy"]
