@@ -220,6 +220,7 @@ WORKER_TICKS = [
     ("stores.tasks.reap", 60),
     ("stores.tasks.purge_trash", 3600),
     ("stores.tasks.write_journals", 10),
+    ("stores.tasks.compact_journals", 3600),
     ("migration.tasks.advance_drains", 2),
     ("migration.tasks.advance_rollbacks", 2),
     ("migration.tasks.schedule_drift_checks", 600),

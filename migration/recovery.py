@@ -16,6 +16,7 @@ from cloudstorage.errors import Conflict, ServiceError
 from cloudstorage.models import Installation
 from stores.models import KINDS, ImageStore, Kind
 from stores.services import holds, items, life
+from stores.services.image_stores import driver_for, store_errors
 from stores.services.scan import scan_store
 from stores.services.scan.rows import MISSING, READABLE
 from stores.states import Role, StoreState
@@ -70,6 +71,8 @@ def reconcile(*, actor: Actor, accept_vanished: Collection[str] = ()) -> Reconci
         stores = ImageStore.objects.filter(state=StoreState.ATTACHED).order_by("-scope", "pk")
         for store in stores:
             try:
+                with store_errors():
+                    driver_for(store).check()  # an emptied place without our marker says nothing about what vanished
                 report = scan_store(actor=RECOVERY, store=store)
             except ServiceError as error:
                 found.unreachable.append(store.name)

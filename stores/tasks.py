@@ -125,6 +125,15 @@ def purge_trash() -> None:
                 log.info("%s files were purged from the trash of %s", purged, store.name)
 
 
+def compact_journals() -> None:
+    """Merge the small journal objects that a slow drain leaves, so that a rebuild has few to read."""
+    for store in ImageStore.objects.filter(scope="REGION", state=StoreState.ATTACHED):
+        try:
+            journal.compact(store)
+        except Exception:
+            log.exception("the journal of %s could not be compacted; it is tried again", store.name)
+
+
 def write_journals() -> None:
     """Tell each object store what it holds, so that it can be understood without the database."""
     for store in ImageStore.objects.filter(scope="REGION").exclude(state=StoreState.REMOVED):

@@ -14,8 +14,15 @@ from typing import Any
 import pytest
 
 from cloudstorage import backup
-from cloudstorage.errors import Conflict, Invalid
+from cloudstorage.errors import Conflict, Denied, Invalid
+from cloudstorage.models import Installation
+from migration import recovery
+from stores.models import Volume
+from stores.services.image_stores import driver_for
+from stores.states import Proof
+from tests import factories
 from tests.drivers.s3_cases import details_of, new_bucket
+from tests.fakes import memory
 from tests.servers.process import REPOSITORY
 
 pytestmark = pytest.mark.db
@@ -93,6 +100,65 @@ def test_another_key_ring_is_never_replaced(archive, settings):
     with pytest.raises(Conflict, match="another key ring"):
         backup.restore(archive, passphrase="secret", inside=lambda: pytest.fail("it was loaded"))
     assert Path(settings.SECRET_KEYS_FILE).read_bytes() == b"ANOTHER\n"
+
+
+# --- reconciling -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restored(db, settings):
+    """A database that was just restored, and its object store with thirty items; `lose` takes some from the store."""
+    settings.STORE_DRIVERS = settings.STORE_DRIVERS | factories.MEMORY
+    memory.SERVERS.clear()
+    store = factories.make_store("Memory", name="objects")
+    volumes = [factories.make_volume([store], size=50, proof=Proof.VERIFIED) for _ in range(30)]
+    Installation.objects.update(read_only=backup.RESTORED)
+
+    def lose(count: int) -> None:
+        for volume in volumes[:count]:
+            driver_for(store).delete(f"volumes/2/{volume.upstream_id}/{volume.uuid}.raw")
+
+    yield store, lose
+    memory.SERVERS.clear()
+
+
+def living() -> int:
+    return Volume.objects.filter(removed=None).count()
+
+
+def test_what_vanished_since_the_backup_is_written_off_and_the_database_opens(restored, admin):
+    _, lose = restored
+    lose(3)
+    found = recovery.reconcile(actor=admin)
+    assert (found.opened, found.stores["objects"]["vanished"], living()) == (True, 3, 27)
+    assert Installation.why_read_only() == ""
+    with pytest.raises(Conflict, match="nothing to reconcile"):
+        recovery.reconcile(actor=admin)
+
+
+def test_so_much_that_it_may_be_an_accident_is_written_off_only_when_somebody_says_so(restored, admin):
+    _, lose = restored
+    lose(25)
+    found = recovery.reconcile(actor=admin)
+    assert (found.opened, found.undecided, living()) == (False, ["objects"], 30)
+    assert Installation.why_read_only() != ""
+    found = recovery.reconcile(actor=admin, accept_vanished=["objects"])
+    assert (found.opened, living()) == (True, 5)
+
+
+def test_nothing_is_written_off_while_a_store_does_not_answer(restored, admin):
+    store, lose = restored
+    lose(3)
+    factories.make_store("Memory", name="silent")
+    memory.server_at("memory://silent").marker = None
+    found = recovery.reconcile(actor=admin)
+    assert (found.opened, found.unreachable, living()) == (False, ["silent"], 30)
+    assert store.name not in found.unreachable
+
+
+def test_only_an_administrator_restores(restored, operator):
+    with pytest.raises(Denied):
+        recovery.reconcile(actor=operator)
 
 
 # --- the worst day -----------------------------------------------------------------------------------------------------------
