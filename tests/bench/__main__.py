@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.bench import converting, figures, moving
+from tests.bench import converting, counting, figures, listing, moving, scaling
 from tests.bench.figures import Row
 from tests.bench.ground import Bench
 from tests.servers.process import REPOSITORY
@@ -26,6 +27,8 @@ class Group:
     rows: tuple[str, ...]
     run: Callable[[Bench, int, float, Callable[[str], None]], list[Row]]
     rounds: int = 5
+    asked: bool = False
+    """Only when it is named: it takes long."""
 
 
 GROUPS = [
@@ -37,6 +40,11 @@ GROUPS = [
     Group(("sparse", "sparse-rss"), moving.sparse, rounds=3),
     Group(("convert-postgres",), converting.postgres, rounds=3),
     Group(("convert-sqlite",), converting.sqlite, rounds=3),
+    Group(("bookkeeping",), counting.bookkeeping, rounds=1),
+    Group(("plan-time", "plan-memory", "plan-claim"), counting.plan, rounds=1),
+    Group(("plan-million",), counting.plan_million, rounds=1, asked=True),
+    Group(("list-refs",), listing.pages),
+    Group(("scale-2", "scale-4"), scaling.workers, rounds=3),
 ]
 
 
@@ -50,7 +58,8 @@ def main() -> int:
     chosen = parser.parse_args()
     if unknown := set(chosen.rows) - set(known):
         parser.error(f"no such rows: {' '.join(sorted(unknown))}; there are {' '.join(known)}")
-    groups = [group for group in GROUPS if not chosen.rows or set(group.rows) & set(chosen.rows)]
+    groups = [group for group in GROUPS if set(group.rows) & set(chosen.rows) or not (chosen.rows or group.asked)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     kept = LATEST if chosen.scale == 1 else SCALED
     rows, failed = [], []
     with Bench() as bench:

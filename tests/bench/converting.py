@@ -14,6 +14,7 @@ import psycopg
 
 from tests.bench.figures import Row, compared
 from tests.bench.ground import EXPORT, Bench, s3_target
+from tests.bench.measure import cpu_seconds
 
 REFS = 1_000_000
 SHARES = {"template": 0.05, "snapshot": 0.8, "volume": 0.15}
@@ -50,7 +51,7 @@ def by_hand(execute: Callable[[str], Any], *, uuid: str, now: str) -> None:
 
 def postgres(bench: Bench, rounds: int, scale: float, say: Callable[[str], None]) -> list[Row]:
     counts = [int(REFS * scale * share) for share in SHARES.values()]
-    more = _environment(bench)
+    more = environment(bench)
     empty = bench.template("empty", lambda control: control.call("tests.bench.control:adopt"), base=bench.migrated(), **more)
     filled = bench.template("filled", lambda control: control.call("tests.bench.rows:fill", *counts), base=empty, **more)
 
@@ -67,7 +68,7 @@ def postgres(bench: Bench, rounds: int, scale: float, say: Callable[[str], None]
         with psycopg.connect(database) as connection:
             by_hand(connection.execute, uuid="gen_random_uuid()", now="now()")  # type: ignore[arg-type]
 
-    return [_measured("convert-postgres", "PostgreSQL", bench, copy, hand, rounds, sum(counts), say)]
+    return [_measured("convert-postgres", "PostgreSQL", bench, more, copy, hand, rounds, sum(counts), say)]
 
 
 def sqlite(bench: Bench, rounds: int, scale: float, say: Callable[[str], None]) -> list[Row]:
@@ -75,7 +76,8 @@ def sqlite(bench: Bench, rounds: int, scale: float, say: Callable[[str], None]) 
     folder = bench.folder / "sqlite"
     folder.mkdir()
     filled = folder / "filled.sqlite3"
-    with bench.control(f"sqlite:///{filled}", **_environment(bench)) as control:
+    more = environment(bench, "empty-sqlite")
+    with bench.control(f"sqlite:///{filled}", **more) as control:
         control.call("tests.bench.control:migrate")
         control.call("tests.bench.control:adopt")
         control.call("tests.bench.rows:fill", *counts)
@@ -99,47 +101,48 @@ def sqlite(bench: Bench, rounds: int, scale: float, say: Callable[[str], None]) 
         connection.execute("COMMIT")
         connection.close()
 
-    found = [_measured("convert-sqlite", "SQLite", bench, copy, hand, rounds, sum(counts), say)]
+    found = [_measured("convert-sqlite", "SQLite", bench, more, copy, hand, rounds, sum(counts), say)]
     shutil.rmtree(folder)
     return found
 
 
-def _environment(bench: Bench) -> dict[str, str]:
-    export = bench.folder / "exports" / "empty"
-    shutil.rmtree(export, ignore_errors=True)  # it carries the marker of the other database's cloud
-    export.mkdir(parents=True)
-    return {"CLOUDSTORAGE_NFS_MOUNTS": f"{EXPORT}={export}", "BENCH_SECRET": bench.swift.secret_key}
+def environment(bench: Bench, export: str = "empty") -> dict[str, str]:
+    """Of a region whose export is empty, for rows without bytes. Every cloud needs an export of its own."""
+    folder = bench.folder / "exports" / export
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"CLOUDSTORAGE_NFS_MOUNTS": f"{EXPORT}={folder}", "BENCH_SECRET": bench.swift.secret_key}
 
 
 def _measured(
     row: str,
     where: str,
     bench: Bench,
+    more: dict[str, str],
     copy: Callable[[], Any],
     hand: Callable[[str], None],
     rounds: int,
     refs: int,
     say: Callable[[str], None],
 ) -> Row:
-    export = bench.folder / "exports" / "empty"
-    more = {"CLOUDSTORAGE_NFS_MOUNTS": f"{EXPORT}={export}", "BENCH_SECRET": bench.swift.secret_key}
+    def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+        cpu, started = cpu_seconds([bench.postgres_pid()]), time.monotonic()
+        told = work()
+        elapsed = time.monotonic() - started
+        say(f"    {elapsed:.2f} s, PostgreSQL's CPU {cpu_seconds([bench.postgres_pid()]) - cpu:.2f} s")
+        return told, elapsed
 
     def ours() -> float:
         with copy() as database, bench.control(database, **more) as control:
             control.call("tests.bench.control:say_that_a_worker_reaches_all")
             command = ["use_object_store", "--name", "objects", *s3_target(bench).arguments, "--override", "preflight-absent"]
-            started = time.monotonic()
-            told = control.command(*command, "--yes")
-            elapsed = time.monotonic() - started
+            told, elapsed = timed(lambda: control.command(*command, "--yes"))
             if sum(told["counts"]["promised"].values()) != refs:
                 raise RuntimeError(f"{told['counts']} instead of {refs} refs")
             return elapsed
 
     def theirs() -> float:
         with copy() as database:
-            started = time.monotonic()
-            hand(database)
-            return time.monotonic() - started
+            return timed(lambda: hand(database))[1]
 
     found = []
     for number in range(rounds):

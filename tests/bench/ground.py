@@ -295,7 +295,7 @@ def workers_up(bench: Bench, database: str, environment: dict[str, str], count: 
 def queue_is_up(machine: Machine, processes: int) -> bool:
     """Its cluster's guard has started the workers, the monitor and the pusher."""
     return any(
-        len(machine.children(guard)) == processes + 2
+        len(machine.children(guard)) >= processes + 2
         for cluster in machine.children(machine.pid)
         for guard in machine.children(cluster)
     )
