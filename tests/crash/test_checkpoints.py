@@ -185,8 +185,9 @@ def check_retired(ground: Ground, told, where: str, exports) -> None:
     assert retired["lines"] == files, where
     assert (retired["totals"]["files"], retired["totals"]["items"], retired["unread"]) == (len(files), len(items), 0), where
     assert retired["deleted"] == [len(files), 0], where
-    in_trash = [str(path.relative_to(trash)) for trash in (exports["zone2"] / ".cs-trash").iterdir() for path in trash.rglob("*.*")]
-    assert {name for name in in_trash if name in files} == set(files), where
+    batches = (exports["zone2"] / ".cs-trash").iterdir()
+    in_trash = {str(path.relative_to(batch)) for batch in batches for path in batch.rglob("*") if path.is_file()}
+    assert in_trash == set(files), where
     assert not any((exports["zone2"] / path).exists() for path in files), where
     check_drained(ground, told, where, exports)
 
