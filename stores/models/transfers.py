@@ -160,6 +160,11 @@ class Transfer(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["priority", "depth", "id"], condition=Q(state=TransferState.QUEUED), name="transfer_claim"),
             models.Index(fields=["lease_until"], condition=Q(state=TransferState.RUNNING), name="transfer_leases"),
+            models.Index(
+                fields=["lease_until"],
+                condition=~Q(state=TransferState.RUNNING) & Q(lease_until__isnull=False),
+                name="transfer_being_swept",
+            ),
             models.Index(fields=["batch", "state", "id"], name="transfer_by_batch"),
             models.Index(fields=["kind", "item_id"], name="transfer_by_item"),
         ]
