@@ -146,7 +146,18 @@ def test_a_chain_and_the_single_pages_stay_within_thirty_queries(cloud, sign_in)
     urls = [reverse("console:item", args=["snapshot", parent.uuid])]
     urls += [
         address(cloud, name)
-        for name in ("store", "item", "conversion", "commit", "rollback", "drain", "preflight", "verification", "retirement", "retire")
+        for name in (
+            "store",
+            "item",
+            "conversion",
+            "commit",
+            "rollback",
+            "drain",
+            "preflight",
+            "verification",
+            "retirement",
+            "retire",
+        )
     ]
     costs = {url: queries(client, url) for url in urls}
     assert max(costs.values()) <= 30, costs
