@@ -10,6 +10,7 @@ from typing import Any
 from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
+from cloudstorage.commands import human_bytes
 from migration.findings import EXAMPLES, READABLE, Finding, reachable
 from migration.models import Conversion, Drain
 from migration.states import DrainState
@@ -342,7 +343,8 @@ def _findings(
         if export.free is None and (found := reachable(export.store)):
             yield found
         elif export.left < 0:
-            message = f"{export.store.name} has {export.free} bytes free, and {export.bytes} would have to come home to it."
+            room, size_home = human_bytes(export.free or 0), human_bytes(export.bytes)
+            message = f"{export.store.name} has {room} free, and {size_home} would have to come home to it."
             remedy = "Add space to the export, or delete what need not come home, then try again."
             yield Finding("target-full", "blocker", message, remedy).at(export.store)
         elif export.items and export.store.readonly:

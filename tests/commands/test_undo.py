@@ -61,7 +61,7 @@ def test_exit_code_says_whether_it_has_ended_goes_on_or_waits(run, cloud, monkey
     bear(cloud, "born")
     planned = run("migration_rollback", "--dry-run")
     assert "to bring home: 1 volume" in planned.out
-    assert "to nfs-east (zone east): 1 copies" in planned.out
+    assert "to nfs-east (zone east): 1 copy, 2.9 KiB" in planned.out
     begun = run("migration_rollback", "--yes", "--json")
     assert (begun.code, begun.json()["items"]["total"]) == (5, 1)
     with monkeypatch.context() as patched:

@@ -68,7 +68,7 @@ def test_a_rollback_shows_its_plan_then_its_way_then_its_end(cloud, sign_in):
     bear(cloud, "born")
     client, url = sign_in("storage-admin"), f"/migration/conversions/{cloud.conversion.uuid}/rollback/"
     page = text(client.get(url))
-    for words in ("The region stops using objects", "2.9 KiB", "1 copies", "nfs-east", "enough", "Born since", "drain"):
+    for words in ("The region stops using objects", "2.9 KiB", "1 copy", "nfs-east", "enough", "Born since", "drain"):
         assert words in page
     assert first_button(page) == "back"
     assert client.post(url, {"typed": "objects", "do": "back"}).status_code == 303

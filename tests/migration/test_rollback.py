@@ -87,8 +87,8 @@ def drain_some(converted: Conversion, worker: Worker, actor, share: float) -> Dr
     return row
 
 
-def upload(actor, kind: Kind, name: str, zone: Any, **more: Any) -> tuple[Kind, str, str]:
-    body = f"born as {name}".encode() * 1000
+def upload(actor, kind: Kind, name: str, zone: Any, *, times: int = 1000, **more: Any) -> tuple[Kind, str, str]:
+    body = f"born as {name}".encode() * times
     stream = io.BytesIO(body)
     register_upload(
         actor=actor, kind=kind, zone=zone, account_id=2, name=name, filename=f"{name}.raw", stream=stream, size=len(body), **more
@@ -250,7 +250,7 @@ def test_a_full_target_is_refused_with_the_finding(region, converted, admin, mon
     with pytest.raises(Blocked) as refused:
         rollback.start(actor=admin, conversion=converted)
     assert [(found.code, found.store) for found in refused.value.findings] == [("target-full", "nfs-east")]
-    assert "1000 bytes free" in refused.value.message
+    assert "1000 B free" in refused.value.message
     assert changed(unchanged, dump()) == set()
 
 

@@ -94,7 +94,8 @@ def _lines(plan: RollbackPlan) -> list[str]:
     lines.append(f"to bring home: {counts_as_text(home)} ({human_bytes(size)})")
     for export in plan.exports:
         free = "unknown" if export["free"] is None else human_bytes(export["free"])
-        told = f"{export['items']} copies, {human_bytes(export['bytes'])}; {free} free"
+        copies = f"{export['items']} {'copy' if export['items'] == 1 else 'copies'}"
+        told = f"{copies}, {human_bytes(export['bytes'])}; {free} free"
         lines.append(f"  to {export['name']} (zone {export['zone']}): {told}{'' if export['enough'] else ': NOT ENOUGH'}")
     low, high = plan.time["low_seconds"], plan.time["high_seconds"]
     span = "unknown" if low is None else f"{human_seconds(low)} to {human_seconds(high)}"
