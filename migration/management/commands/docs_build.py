@@ -27,6 +27,7 @@ def generated() -> dict[str, str]:
         "scan": states.mermaid(states.SCAN_TRANSITIONS),
         "conversion": states.mermaid(migration_states.CONVERSION_TRANSITIONS),
         "drain": states.mermaid(migration_states.DRAIN_TRANSITIONS),
+        "decommission": states.mermaid(migration_states.DECOMMISSION_TRANSITIONS),
     }
     parts = {name: f"```mermaid\n{diagram}\n```" for name, diagram in diagrams.items()}
     for provider in provider_names():
