@@ -80,6 +80,8 @@ def write(path: Path, *, passphrase: str) -> Manifest:
     """
     if path.exists():
         raise Conflict(f"{path} exists already and is not overwritten.", remedy="Choose another name.", field="file")
+    for left in path.parent.glob(f".{path.name}.????????"):  # of one that was killed
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         try:
@@ -297,6 +299,9 @@ def _refuse_occupied(executor: MigrationExecutor, recorded: set[tuple[str, str]]
     if not applied:
         return
     empty = "Use an empty database: set DATABASE_URL to a new one, or move the file away."
+    if ("cloudstorage", "0003_read_only") in applied and Installation.why_read_only():
+        message = "This database was restored already, and waits to be compared with the stores."
+        raise Conflict(message, remedy="Run: manage.py restore --reconcile", field="database")
     if applied != recorded:
         raise Conflict("The database is of another version than the backup.", remedy=empty, field="database")
     for model in _models(apps):

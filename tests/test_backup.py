@@ -51,6 +51,25 @@ def test_the_key_ring_is_in_the_archive_only_under_the_passphrase(archive, tmp_p
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_backup_that_was_killed_leaves_nothing_that_could_be_taken_for_one(tmp_path):
+    environment = {"DATABASE_URL": f"sqlite:///{tmp_path / 'cloud.sqlite3'}", "CLOUDSTORAGE_DATA_DIR": str(tmp_path)}
+    path = tmp_path / "cloud.backup"
+
+    def command(*words: str, **more: str) -> int:
+        line = [sys.executable, "manage.py", *words]
+        return subprocess.run(
+            line, cwd=REPOSITORY, env=os.environ | environment | more, check=False, capture_output=True
+        ).returncode
+
+    assert command("migrate") == 0
+    assert command("backup", str(path), "--without-key-ring", CLOUDSTORAGE_CRASH_AT="backup.written") == -9
+    assert not path.exists()
+    assert command("backup", str(path), "--without-key-ring") == 0
+    assert [found.name for found in tmp_path.glob(".*backup*")] == []
+    assert command("restore", str(path), "--check") == 0
+    assert command("restore", str(path)) == 4, "that database is not empty: it has an audit trail"
+
+
 def test_a_backup_is_never_overwritten(archive):
     before = archive.read_bytes()
     with pytest.raises(Conflict, match="not overwritten"):
@@ -166,7 +185,7 @@ def test_only_an_administrator_restores(restored, operator):
 
 @pytest.fixture
 def run(tmp_path):
-    def start(database: str, life: str, step: str, **told: Any) -> dict[str, Any]:
+    def start(database: str, life: str, step: str, die_at: str = "", **told: Any) -> dict[str, Any]:
         folder = tmp_path / life
         folder.mkdir(exist_ok=True)
         environment = {
@@ -176,6 +195,7 @@ def run(tmp_path):
             "CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK": "true",
             "CLOUDSTORAGE_QUEUE_MUTED": "true",
             "CLOUDSTORAGE_LOG_LEVEL": "WARNING",
+            "CLOUDSTORAGE_CRASH_AT": die_at,
         }
         done = subprocess.run(
             [sys.executable, "-m", "tests.lives", step, json.dumps(told)],
@@ -186,8 +206,8 @@ def run(tmp_path):
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, done.stderr[-5000:]
-        return json.loads(done.stdout.splitlines()[-1])
+        assert done.returncode == (-9 if die_at else 0), done.stderr[-5000:]
+        return {} if die_at else json.loads(done.stdout.splitlines()[-1])
 
     return start
 
@@ -206,7 +226,11 @@ def test_an_older_backup_comes_back_in_line_with_its_stores(request, run, tmp_pa
     store = {"provider": "S3", "url": "", "details": details_of(moto_server, new_bucket(moto_server))}
     file = str(tmp_path / "cloud.backup")
     old = run(database(source, "old"), "old", "before", folder=str(tmp_path), target=store, file=file)
-    new = run(database(target, "new"), "new", "after", file=file, late=old["late"])
+    place = database(target, "new")
+    if target == "sqlite":
+        for death in ("restore.ring-placed", "restore.before-commit", "restore.loaded"):
+            run(place, "new", "after", die_at=death, file=file, late=old["late"])
+    new = run(place, "new", "after", file=file, late=old["late"])
 
     assert old["written_meanwhile"] > 5
     zones, accounts = new["pairs"]

@@ -80,8 +80,9 @@ def compact(store: ImageStore) -> int:
             continue
         if len(run) > 1:
             body = b"".join(_whole(driver, name) for name, _ in run)
-            # The name of the last one with a tail: nothing sorts between them, so "the last line counts" still holds.
-            _put(driver, body, key=run[-1][0].removesuffix(".jsonl") + "+.jsonl")
+            # The name of the last one with a tail: nothing sorts between them, so "the last line counts" still holds. A new tail
+            # each time: one that was merged before a death is not what is deleted here.
+            _put(driver, body, key=f"{run[-1][0].removesuffix('.jsonl')}+{uuid.uuid4().hex[:8]}.jsonl")
             reach("journal.merged")
             for name, _ in run:
                 driver.delete(name)

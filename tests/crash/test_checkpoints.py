@@ -37,7 +37,10 @@ IN_THE_MIDDLE = {"copy.part": 2, "prove.before": 3, "prove.before-commit": 2, "p
 """Checkpoints at which it dies once more, at this hit."""
 OWN = {"rollback": ("rollback.", "nfs.", "prove."), "abandon": ("rollback.",), "retire": ("retire.", "verify.")}
 """Stages that die only at what begins so: other stages die at the rest of what they reach."""
-ELSEWHERE: set[str] = set()
+ELSEWHERE = {
+    *("rebuild.read", "rebuild.committed", "journal.merged"),
+    *("backup.written", "restore.ring-placed", "restore.before-commit", "restore.loaded"),
+}
 """Checkpoints that only tests of other folders kill at."""
 
 

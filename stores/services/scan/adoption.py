@@ -63,10 +63,10 @@ class Adoption:
         self.zones = zones
         self.here: dict[int, Any] = {}
 
-    def run(self, units: Sequence[Unit], delta: ScanReport) -> list[str]:
-        """Make the rows inside the caller's transaction; returns the install paths that were taken."""
+    def run(self, units: Sequence[Unit], delta: ScanReport) -> None:
+        """Make the rows inside the caller's transaction."""
         if not units:
-            return []
+            return
         _make_accounts(units)
         items = self.models.item.objects.select_for_update(no_key=True, of=("self",)).order_by("pk")
         by_uuid = {item.uuid: item for item in items.filter(uuid__in=[unit.uuid for unit in units])}
@@ -95,7 +95,6 @@ class Adoption:
         self._write_refs(taken, delta)
         if self.kind is Kind.TEMPLATE:
             self._show(taken)
-        return [unit.path for unit, _ in taken]
 
     def _look_around(self, item_ids: Sequence[int]) -> None:
         """What the items' refs say: the one on this store, and what lies elsewhere."""

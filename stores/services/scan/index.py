@@ -18,7 +18,7 @@ class LineIndex:
         self._database = sqlite3.connect(self._file.name, isolation_level=None)
         self._database.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;"
-            "CREATE TABLE line (path TEXT PRIMARY KEY, depth INTEGER, body TEXT, taken INTEGER DEFAULT 0) WITHOUT ROWID;"
+            "CREATE TABLE line (path TEXT PRIMARY KEY, depth INTEGER, body TEXT) WITHOUT ROWID;"
         )
 
     def __enter__(self) -> Self:
@@ -43,17 +43,12 @@ class LineIndex:
                 found[path] = json.loads(body)
         return found
 
-    def mark_taken(self, paths: Iterable[str]) -> None:
-        """Remember that these lines became rows."""
-        self._database.executemany("UPDATE line SET taken = 1 WHERE path = ?", ((path,) for path in paths))
-
-    def taken_chains(self, size: int) -> Iterator[Sequence[dict[str, Any]]]:
-        """Lines that became rows and have a parent, parents before children, in batches that never mix two depths."""
+    def chains(self, size: int) -> Iterator[Sequence[dict[str, Any]]]:
+        """Lines that have a parent, parents before children, in batches that never mix two depths."""
         after: tuple[int, str] = (-1, "")
         while True:
             rows = self._database.execute(
-                "SELECT depth, path, body FROM line WHERE taken AND depth > 0 AND (depth, path) > (?, ?)"
-                " ORDER BY depth, path LIMIT ?",
+                "SELECT depth, path, body FROM line WHERE depth > 0 AND (depth, path) > (?, ?) ORDER BY depth, path LIMIT ?",
                 (*after, size),
             ).fetchall()
             if not rows:

@@ -171,8 +171,7 @@ class _Rebuild:
             delta = ScanReport()
             with transaction.atomic():
                 self.lease.renew()
-                taken = Adoption(self.store, kind, self.zones).run(wanted, delta)
-            self.index.mark_taken(taken)
+                Adoption(self.store, kind, self.zones).run(wanted, delta)
             self.report.merge(delta)
             reach("rebuild.committed")
 
@@ -198,8 +197,9 @@ class _Rebuild:
     # --- chains --------------------------------------------------------------------------------------------------------
 
     def link_parents(self) -> None:
-        """Once all are there, from the full snapshots down."""
-        for lines in self.index.taken_chains(_BATCH):
+        """Once all are there, from the full snapshots down: those that a rebuild before this one, which was killed, left too."""
+        for lines in self.index.chains(_BATCH):
+            self.lease.beat()
             wanted = {line[name] for line in lines for name in ("uuid", "parent") if line.get(name)}
             with transaction.atomic():
                 self.lease.renew()
@@ -207,7 +207,7 @@ class _Rebuild:
                 changed = []
                 for line in lines:
                     child, parent = items.get(line["uuid"]), items.get(line.get("parent") or "")
-                    if child is None:
+                    if child is None or child.parent_id is not None:
                         continue
                     if parent is None:
                         self.report.corrupt.add(line["install_path"], "Its parent is not on the store: it is of no use without.")
