@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: all of {' '.join(known)}")
     parser.add_argument("--rounds", type=int, help="instead of each row's own number")
     parser.add_argument("--scale", type=float, default=1, help="make the data so much smaller, to try the bench out")
-    parser.add_argument("--readme", action="store_true", help="write the README's section from the kept figures")
+    parser.add_argument("--readme", action="store_true", help="write README and docs/performance.md from the kept figures")
     chosen = parser.parse_args()
     if unknown := set(chosen.rows) - set(known):
         parser.error(f"no such rows: {' '.join(sorted(unknown))}; there are {' '.join(known)}")
@@ -77,7 +77,9 @@ def main() -> int:
             say(f"  {time.monotonic() - started:.0f} s")
     print(f"\n{figures.table(rows)}\n\nkept in {kept.relative_to(REPOSITORY)}")
     if chosen.readme and chosen.scale == 1:
-        figures.write_section(REPOSITORY / "README.md", figures.read(LATEST))
+        latest = figures.read(LATEST)
+        figures.write_section(REPOSITORY / "README.md", figures.markdown(latest))
+        figures.write_section(REPOSITORY / "docs" / "performance.md", figures.cost_model(latest))
     if failed:
         print(f"\nfailed, with nothing measured: {' '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -127,10 +127,27 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_section(readme: Path, rows: Sequence[Row]) -> None:
-    """Put the rows between the README's markers."""
-    text = readme.read_text()
+def cost_model(rows: Sequence[Row]) -> str:
+    """What moving costs by these rows, as a table to size workers with; says which rows are missing instead."""
+    ours = {row.id: row.ours for row in rows}
+    if missing := [name for name in ("s3-large-cpu", "s3-small-cpu", "bookkeeping") if name not in ours]:
+        return f"(not known before these rows were run: {', '.join(missing)})"
+    gib = ours["s3-large-cpu"]
+    item = (ours["s3-small-cpu"] - gib * 1000 / 1024) / 1000
+    lines = [
+        ["what", "cost"],
+        ["---", "---"],
+        ["content, CPU s of the worker per GiB", number(gib)],
+        ["an item of one part, CPU ms of the worker beyond its content", number(item * 1000)],
+        ["an item, SQL statements", number(ours["bookkeeping"])],
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_section(page: Path, body: str) -> None:
+    """Put what the rows say between the page's markers."""
+    text = page.read_text()
     if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme.name} lacks the lines {BEGIN} and {END}")
+        raise ValueError(f"{page.name} lacks the lines {BEGIN} and {END}")
     before, rest = text.split(BEGIN, 1)
-    readme.write_text(f"{before}{BEGIN}\n\n{markdown(rows)}\n\n{END}{rest.split(END, 1)[1]}")
+    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.split(END, 1)[1]}")

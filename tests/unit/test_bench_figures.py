@@ -64,7 +64,7 @@ def test_latest_keeps_the_rows_of_other_runs_and_nothing_but_the_fields(tmp_path
 def test_the_readme_holds_the_rows_between_its_markers_and_is_otherwise_left_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    figures.write_section(readme, [compared("s3", "what", ">= 1.4", [(3, 2)] * 3)])
+    figures.write_section(readme, figures.markdown([compared("s3", "what", ">= 1.4", [(3, 2)] * 3)]))
     text = readme.read_text()
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
@@ -76,5 +76,19 @@ def test_a_readme_without_markers_is_not_guessed_at(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("nothing\n")
     with pytest.raises(ValueError, match="lacks the lines"):
-        figures.write_section(readme, [])
+        figures.write_section(readme, "rows")
     assert readme.read_text() == "nothing\n"
+
+
+def test_the_cost_of_an_item_is_what_a_small_one_takes_beyond_its_content():
+    rows = [
+        absolute(row, row, "<= 1", [ours]) for row, ours in (("s3-large-cpu", 2.048), ("s3-small-cpu", 6), ("bookkeeping", 2.5))
+    ]
+    told = figures.cost_model(rows)
+    assert "per GiB | 2.05 |" in told
+    assert "beyond its content | 4.00 |" in told
+    assert "SQL statements | 2.50 |" in told
+
+
+def test_a_cost_that_was_not_measured_is_not_made_up():
+    assert figures.cost_model([]) == "(not known before these rows were run: s3-large-cpu, s3-small-cpu, bookkeeping)"
