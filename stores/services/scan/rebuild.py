@@ -213,7 +213,7 @@ class _Rebuild:
                         self.report.corrupt.add(line["install_path"], "Its parent is not on the store: it is of no use without.")
                         refs = KINDS[Kind.SNAPSHOT].ref.objects.filter(item=child, store=self.store)
                         refs.update(error_str="The snapshot that it builds on is not on the store.")
-                    elif (child.parent_id, child.depth) != (parent.pk, parent.depth + 1):
+                    else:
                         child.parent_id, child.depth = parent.pk, parent.depth + 1
                         changed.append(child)
                 Snapshot.objects.bulk_update(changed, ["parent", "depth"], batch_size=_BATCH)
