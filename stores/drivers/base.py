@@ -382,6 +382,13 @@ class StoreDriver(ABC):
         """Bytes that can still be written; None where the store knows no end."""
         return None
 
+    def undelete(self, path: str) -> int:
+        """Bring back from the trash the object `path`, or all below that folder, as it was deleted last; returns how many.
+
+        May be repeated after a crash. Raises AlreadyExists where something else has taken its place meanwhile.
+        """
+        return 0
+
     def purge_trash(self, *, older_than: float) -> int:
         """Finally remove what was deleted more than `older_than` seconds ago; returns how many files."""
         return 0

@@ -388,6 +388,13 @@ class NFSDriver(StoreDriver):
             found = os.fstatvfs(root.handle)
             return found.f_bavail * found.f_frsize
 
+    def undelete(self, path: str) -> int:
+        safe_names(path)
+        with self.root() as root, translating(path):
+            restored = nfs_files.restore(root.handle, path)
+            self._confirm(root)
+            return restored
+
     def purge_trash(self, *, older_than: float) -> int:
         with self.root() as root:
             try:

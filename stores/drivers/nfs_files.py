@@ -15,7 +15,7 @@ from cloudstorage.checkpoints import reach
 from stores.drivers import confined
 from stores.drivers.base import MARKER_KEY, EntryKind, ObjectInfo
 from stores.drivers.confined import components, folder
-from stores.drivers.errors import Unavailable, UnsafeName
+from stores.drivers.errors import AlreadyExists, Unavailable, UnsafeName
 from stores.drivers.probe import PROBE_FOLDER
 
 TMP = ".cs-tmp"
@@ -170,12 +170,53 @@ def to_trash(root: int, parent: int, names: Sequence[str]) -> str:
     return batch
 
 
+def restore(root: int, path: str) -> int:
+    """Bring back the file `path`, or those below it, out of the trash: of each the one that was deleted last."""
+    restored: set[str] = set()
+    try:
+        trash = confined.walk(root, [TRASH])
+    except FileNotFoundError:
+        return 0
+    with confined.closing(trash):
+        for batch in sorted(_batches(trash), key=lambda name: int(name.partition("-")[0]), reverse=True):
+            base = path.rpartition("/")[0]
+            try:
+                start = confined.walk(trash, [batch, *components(base)] if base else [batch])
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for found in Walk(f"{base}/" if base else "", path, "", None).run(start):
+                inside = found.key == path or found.key.startswith(f"{path}/")
+                if inside and found.kind == "file" and found.key not in restored:
+                    _bring_back(root, trash, batch, components(found.key))
+                    restored.add(found.key)
+    return len(restored)
+
+
+def _batches(trash: int) -> list[str]:
+    return [name for name in os.listdir(trash) if (moved := name.partition("-")[0]).isascii() and moved.isdigit()]
+
+
+def _bring_back(root: int, trash: int, batch: str, names: Sequence[str]) -> None:
+    *parents, name = names
+    with folder(trash, [batch, *parents]) as source, folder(root, parents, create=True) as target:
+        reach("nfs.before-undelete")
+        try:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        except FileExistsError as error:
+            # Else we died here before, and both names are of one file.
+            if os.stat(name, dir_fd=source).st_ino != os.stat(name, dir_fd=target, follow_symlinks=False).st_ino:
+                message = f"{'/'.join(names)} is taken by another file, so what was deleted there cannot come back."
+                raise AlreadyExists(message) from error
+        reach("nfs.undeleted")
+        os.fsync(target)
+        os.unlink(name, dir_fd=source)
+
+
 def purge(trash: int, *, older_than: float) -> int:
     """Finally remove what was moved to the trash more than `older_than` seconds ago; returns how many files."""
     removed = 0
-    for batch in sorted(os.listdir(trash)):
-        moved, _, _ = batch.partition("-")
-        if moved.isascii() and moved.isdigit() and time.time() - int(moved) >= older_than:
+    for batch in sorted(_batches(trash)):
+        if time.time() - int(batch.partition("-")[0]) >= older_than:
             removed += remove_tree(trash, batch)
     return removed
 

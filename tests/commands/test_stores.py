@@ -166,3 +166,19 @@ def test_scan_of_a_store_that_is_away_may_be_tried_again_later(run, memory_store
     make_store(name="objects")
     memory_store.available = False
     assert run("store_scan", "objects").code == 5
+
+
+def test_deleted_volume_is_listed_and_brought_back(run, admin, settings, tmp_path):
+    from stores.services.items import delete_item, finish_deletes
+
+    settings.ALLOW_PLAIN_EXPORTS = True
+    export = make_store("NFS", name="nfs", zone=make_zone(), folder=tmp_path / "export")
+    volume = make_volume([export], name="data")
+    delete_item(actor=admin, kind=volume.kind, item=volume)
+    finish_deletes()
+    assert [item["name"] for item in run("undelete", "volume", "--json").json()["items"]] == ["data"]
+    assert str(volume.uuid) in run("undelete", "volume").out
+    assert run("undelete", "volume", str(volume.uuid), "--json").json()["stores"] == ["nfs"]
+    assert run("undelete", "volume", str(volume.uuid)).code == 4
+    assert run("undelete", "template", str(volume.uuid)).code == 3
+    assert run("undelete", "volume", "data").code == 2

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -328,6 +329,20 @@ def delete() -> None:
     items.finish_deletes()
 
 
+def undelete() -> list[str]:
+    """Delete that template and bring it back, from wherever somebody died."""
+    from stores.models import Kind, Template
+    from stores.services.items import finish_deletes
+    from stores.services.undelete import undelete_item
+
+    template = Template.objects.get(upstream_id=201)
+    if not template.refs.filter(state="Destroyed").exists():
+        delete()
+        finish_deletes()
+        template.refresh_from_db()
+    return undelete_item(actor=actor(), kind=Kind.TEMPLATE, item=template)
+
+
 def upload() -> None:
     from stores.models import Kind, Zone
     from stores.services.uploads import register_upload
@@ -400,6 +415,14 @@ def retire() -> dict[str, Any]:
         "deleted": [row.files_deleted, row.files_left],
         "unknown": row.unknown_count,
     }
+
+
+def report() -> str:
+    """The signed report as JSON."""
+    from migration import report
+    from migration.models import Decommission
+
+    return "".join(report.stream(Decommission.objects.get(), "json"))
 
 
 def verified(row: Any) -> int:
@@ -545,6 +568,20 @@ def after_journal() -> dict[str, Any]:
     return settle()
 
 
+def after_undelete() -> dict[str, Any]:
+    """What was not brought back on both exports is, by asking once more; then it is moved again."""
+    from cloudstorage.errors import Conflict
+    from stores.models import Kind, Template
+    from stores.services import transfers
+
+    with suppress(Conflict):  # it was all back
+        undelete()
+    template = Template.objects.get(upstream_id=201)
+    transfers.ensure(actor=actor(), kind=Kind.TEMPLATE, item=template)
+    pump()
+    return {"back on": sorted(template.refs.filter(state="Ready").values_list("store__name", flat=True))} | settle()
+
+
 def after_retire() -> dict[str, Any]:
     """The leases of the dead are over."""
     from django.utils import timezone
@@ -578,10 +615,12 @@ STAGES = {
         cancel,
         clean_up,
         delete,
+        undelete,
         upload,
         journal,
         check,
         retire,
+        report,
         reader_token,
         a_day_passes,
         settle,
@@ -598,6 +637,7 @@ STAGES = {
         after_journal,
         after_check,
         after_retire,
+        after_undelete,
     )
 }
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.crash.ground import LARGE, Ground, fingerprint
+from tests.crash.ground import BUCKET, LARGE, Ground, fingerprint
 from tests.crash.stage import LATE, UPLOADED
 from tests.demo.build import hash_file
 from tests.servers.process import REPOSITORY
@@ -31,11 +36,18 @@ STAGES = {
     "check": ("drained", "check", "after_check", False),
     "retire": ("committed", "retire", "after_retire", True),
     "delete": ("drained", "delete", "after_delete", True),
+    "undelete": ("drained", "undelete", "after_undelete", True),
     "upload": ("drained", "upload", "after_upload", False),
 }
 IN_THE_MIDDLE = {"copy.part": 2, "prove.before": 3, "prove.before-commit": 2, "prove.committed": 3}
 """Checkpoints at which it dies once more, at this hit."""
-OWN = {"rollback": ("rollback.", "nfs.", "prove."), "abandon": ("rollback.",), "retire": ("retire.", "verify.")}
+UNDELETE = ("undelete.", "nfs.before-undelete", "nfs.undeleted")
+OWN = {
+    "rollback": ("rollback.", "nfs.", "prove."),
+    "abandon": ("rollback.",),
+    "retire": ("retire.", "verify."),
+    "undelete": UNDELETE,
+}
 """Stages that die only at what begins so: other stages die at the rest of what they reach."""
 ELSEWHERE = {
     *("rebuild.read", "rebuild.committed", "journal.merged"),
@@ -97,6 +109,34 @@ def test_all_is_whole_and_nothing_left_over_after_a_death_anywhere(stage, ground
         started = time.monotonic()
         die(ground, stage, death)
         print(f"{stage} {death}: {time.monotonic() - started:.1f} s")
+
+
+def test_report_of_a_retired_store_is_true_without_the_product(ground, tmp_path):
+    exports = ground.copy_exports(new=False)
+    ground.restore("committed")
+    ground.must("retire", exports=exports)
+    report = tmp_path / "report.json"
+    report.write_text(ground.must("report", exports=exports))
+    where = {
+        "S3_ENDPOINT": ground.swift.s3_url,
+        "S3_BUCKET": BUCKET,
+        "S3_PREFIX": ground.prefix,
+        "S3_ACCESS_KEY": ground.swift.access_key,
+        "S3_SECRET_KEY": ground.swift.secret_key,
+    }
+
+    def check() -> tuple[int, dict[str, Any]]:
+        script = [sys.executable, "-I", str(REPOSITORY / "tests" / "demo" / "verify_report.py"), str(report)]
+        ended = subprocess.run(script, env=os.environ | where, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return ended.returncode, json.loads(ended.stdout)
+
+    assert check() == (0, {"retired": "nfs-zone2", "files": 7, "wrong": []})
+    key = json.loads(report.read_text())["items"][3]["key"]
+    body = ground.s3.get_object(Bucket=BUCKET, Key=ground.prefix + key)["Body"].read()
+    ground.s3.put_object(Bucket=BUCKET, Key=ground.prefix + key, Body=bytes([body[0] ^ 1]) + body[1:])
+    assert check() == (1, {"retired": "nfs-zone2", "files": 7, "wrong": [f"{key}: content differs"]})
+    ground.s3.delete_object(Bucket=BUCKET, Key=ground.prefix + key)
+    assert check()[1]["wrong"] == [f"{key}: NoSuchKey"]
 
 
 def die(ground: Ground, stage: str, death: str) -> None:
@@ -217,6 +257,16 @@ def check_deleted(ground: Ground, told, where: str, exports) -> None:
             assert in_trash == {Path(path).name for path in gone}, where
 
 
+def check_undeleted(ground: Ground, told, where: str, exports) -> None:
+    assert told["back on"] == ["nfs-zone1", "nfs-zone2", "objects"], where
+    for zone, export in exports.items():
+        files = {file.path for item in ground.region.items for file in item.files if item.zone == zone}
+        assert {path for path in files if not (export / path).exists()} == set(), where
+        assert [path for path in (export / ".cs-trash").rglob("*") if path.is_file()] == [], where
+    assert told["refs"].pop("Destroyed") == 1, where  # the object that went with the deletion
+    check_drained(ground, told, where, exports)
+
+
 def check_uploaded(ground: Ground, told, where: str, exports) -> None:
     stored = ground.stored()
     new = stored.keys() - ground.hashes.keys()
@@ -243,6 +293,7 @@ CHECKS = {
     "journal": check_journal,
     "check": check_verified,
     "retire": check_retired,
+    "undelete": check_undeleted,
     "delete": check_deleted,
     "upload": check_uploaded,
 }

@@ -1,4 +1,4 @@
-"""What is deleted from an export waits in its trash folder, and goes for good only after the grace time."""
+"""What is deleted from an export waits in its trash folder, can come back from it, and goes for good only after the grace time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,41 @@ import os
 
 import pytest
 
+from cloudstorage.errors import Conflict, Denied, Missing
+from cloudstorage.models import AuditEvent
 from stores import tasks
+from stores.drivers.errors import AlreadyExists
+from stores.models import KINDS, ImageStore, Kind, TemplateZoneRef
+from stores.services import holds
 from stores.services.image_stores import driver_for
-from tests.factories import make_store, make_zone
+from stores.services.inventory import open_content
+from stores.services.items import delete_item, finish_deletes
+from stores.services.undelete import undeletable, undelete_item
+from stores.states import RefState, Role, StoreState
+from tests.factories import MEMORY, content, make_chain, make_store, make_template, make_volume, make_zone
 
 pytestmark = pytest.mark.db
+
+
+@pytest.fixture
+def export(db, settings, tmp_path) -> ImageStore:
+    settings.ALLOW_PLAIN_EXPORTS = True
+    return make_store("NFS", zone=make_zone(), folder=tmp_path / "export")
+
+
+def delete(admin, kind, *items) -> None:
+    for item in items:
+        delete_item(actor=admin, kind=kind, item=item)
+    while finish_deletes():
+        pass
+    for item in items:
+        item.refresh_from_db()
+        assert item.removed is not None
+
+
+def read(admin, kind, item, path=None) -> bytes:
+    with open_content(actor=admin, kind=kind, item=item, path=path) as opened:
+        return b"".join(opened.chunks())
 
 
 def test_deleted_file_is_purged_only_after_the_grace_time(db, settings, tmp_path):
@@ -28,3 +58,134 @@ def test_deleted_file_is_purged_only_after_the_grace_time(db, settings, tmp_path
         os.rename(entry, entry.with_name(f"{int(seconds) - 10}-{rest}"))
     tasks.purge_trash()
     assert not list(trash.rglob("disk"))
+
+
+def test_deleted_template_comes_back_with_its_name_zones_and_bytes(export, admin, operator):
+    template = make_template([export], name="web")
+    before = {(found.key, found.size) for found in driver_for(export).list()}
+    zones = set(TemplateZoneRef.objects.filter(template=template, removed=None).values_list("zone", flat=True))
+    delete(admin, Kind.TEMPLATE, template)
+    assert list(driver_for(export).list()) == []
+    assert undeletable(Kind.TEMPLATE) == [template]
+    with pytest.raises(Denied):
+        undelete_item(actor=operator, kind=Kind.TEMPLATE, item=template)
+    assert undelete_item(actor=admin, kind=Kind.TEMPLATE, item=template) == [export.name]
+    template.refresh_from_db()
+    assert template.removed is None
+    assert {(found.key, found.size) for found in driver_for(export).list()} == before
+    assert set(TemplateZoneRef.objects.filter(template=template, removed=None).values_list("zone", flat=True)) == zones
+    assert read(admin, Kind.TEMPLATE, template, f"{template.uuid}.qcow2") == content("web")
+    assert undeletable(Kind.TEMPLATE) == []
+    assert AuditEvent.objects.get(action="template.undelete", outcome="done").details["name"] == "web"
+    with pytest.raises(Conflict, match="not deleted"):
+        undelete_item(actor=admin, kind=Kind.TEMPLATE, item=template)
+
+
+def test_after_a_conversion_it_is_promised_to_the_object_store_again(export, admin, settings):
+    settings.STORE_DRIVERS = settings.STORE_DRIVERS | MEMORY
+    volume = make_volume([export])
+    ImageStore.objects.filter(pk=export.pk).update(role=Role.IMAGE_CACHE)
+    objects = make_store("Memory")
+    delete(admin, Kind.VOLUME, volume)
+    undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+    states = KINDS[Kind.VOLUME].ref.objects.filter(item=volume).exclude(state=RefState.DESTROYED)
+    assert dict(states.values_list("store", "state")) == {export.pk: "Ready", objects.pk: "Promised"}
+    assert holds.recount() == []
+
+
+def test_snapshot_comes_back_only_behind_what_it_builds_on(export, admin):
+    full, delta = make_chain([export], 2)
+    delete(admin, Kind.SNAPSHOT, delta, full)
+    with pytest.raises(Conflict, match="builds on"):
+        undelete_item(actor=admin, kind=Kind.SNAPSHOT, item=delta)
+    snapshots = KINDS[Kind.SNAPSHOT].item.objects
+    for deleted in (full, delta):
+        undelete_item(actor=admin, kind=Kind.SNAPSHOT, item=snapshots.get(pk=deleted.pk))
+        assert read(admin, Kind.SNAPSHOT, snapshots.get(pk=deleted.pk)) == content(deleted.name, 3000)
+
+
+def test_nothing_comes_back_after_the_grace_time(export, admin):
+    volume = make_volume([export])
+    delete(admin, Kind.VOLUME, volume)
+    driver_for(export).purge_trash(older_than=0)
+    with pytest.raises(Missing, match="No trash has the bytes"):
+        undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+    volume.refresh_from_db()
+    assert volume.removed is not None
+    ImageStore.objects.filter(pk=export.pk).update(state=StoreState.REMOVED)
+    with pytest.raises(Missing):
+        undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+
+
+def test_a_place_that_was_taken_meanwhile_is_never_overwritten(export, admin):
+    volume = make_volume([export], name="first")
+    file = KINDS[Kind.VOLUME].file.objects.get(ref__item=volume).path
+    delete(admin, Kind.VOLUME, volume)
+    driver_for(export).put(file, b"of somebody else", metadata={}, token="t")
+    with pytest.raises(AlreadyExists):
+        driver_for(export).undelete(file.rpartition("/")[0])
+    with pytest.raises(Conflict, match="taken by another file"):
+        undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+    with driver_for(export).open(file) as reader:
+        assert reader.pread(0, 100) == b"of somebody else"
+    volume.refresh_from_db()
+    assert volume.removed is not None
+
+
+def test_of_two_that_were_deleted_at_one_place_the_later_comes_back(export):
+    driver = driver_for(export)
+    trash = driver.path
+    for number, data in enumerate((b"old", b"new")):
+        driver.put("volumes/1/2/disk", data, metadata={}, token="t")
+        driver.delete("volumes/1/2/disk")
+        if not number:  # a day earlier
+            (batch,) = os.listdir(f"{trash}/.cs-trash")
+            seconds, _, rest = batch.partition("-")
+            os.rename(f"{trash}/.cs-trash/{batch}", f"{trash}/.cs-trash/{int(seconds) - 86400}-{rest}")
+    assert driver.undelete("volumes/1/2") == 1
+    with driver.open("volumes/1/2/disk") as reader:
+        assert reader.pread(0, 10) == b"new"
+    assert driver.undelete("volumes/1/3") == 0
+
+
+@pytest.mark.parametrize("death", ["after the link", "before the rows"])
+def test_whoever_died_in_the_middle_repeats_it(export, admin, monkeypatch, death):
+    from stores.drivers import nfs_files
+    from stores.services import undelete
+
+    volume = make_volume([export], name="first")
+    delete(admin, Kind.VOLUME, volume)
+    seam, module = ("nfs.undeleted", nfs_files) if death == "after the link" else ("undelete.before-commit", undelete)
+
+    def die(name):
+        if name == seam:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "reach", die)
+        with pytest.raises(KeyboardInterrupt):
+            undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+    assert undelete_item(actor=admin, kind=Kind.VOLUME, item=volume) == [export.name]
+    volume.refresh_from_db()
+    assert read(admin, Kind.VOLUME, volume) == content("first")
+    assert driver_for(export).purge_trash(older_than=0) == 0
+
+
+def test_what_is_on_one_export_already_comes_back_on_the_other_too(export, admin, tmp_path):
+    other = make_store("NFS", zone=make_zone(), folder=tmp_path / "other")
+    volume = make_volume([export, other])
+    delete(admin, Kind.VOLUME, volume)
+    ImageStore.objects.filter(pk=other.pk).update(state=StoreState.DETACHED)
+    assert undelete_item(actor=admin, kind=Kind.VOLUME, item=volume) == [export.name]
+    ImageStore.objects.filter(pk=other.pk).update(state=StoreState.ATTACHED)
+    volume.refresh_from_db()
+    assert undelete_item(actor=admin, kind=Kind.VOLUME, item=volume) == [other.name]
+    with pytest.raises(Conflict, match="not deleted"):
+        undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+
+
+def test_nothing_comes_back_while_it_is_still_going(export, admin):
+    volume = make_volume([export])
+    delete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+    with pytest.raises(Conflict, match="just being deleted"):
+        undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
