@@ -113,7 +113,7 @@ def abandon(*, actor: Actor, conversion: Conversion) -> Conversion:
     """Stay converted after all. What has come home stays there as a further copy; a new drain moves on."""
     with audit.audited(actor, ActorRole.STORAGE_ADMIN, f"{ACTION}.abandon", f"conversion {conversion.uuid}"):
         row = advance_state(conversion, ConversionEvent.ABANDON_ROLLBACK)
-        rollback = live(row)
+        rollback = Rollback.objects.select_for_update(of=("self",)).get(pk=live(row).pk)
         own = Transfer.objects.filter(batch=rollback.batch_id)
         _give_up(own.filter(state__in=[*LIVE_TRANSFER_STATES, TransferState.FAILED]))
         cancelled = transfers.cancel_live(own)
@@ -185,10 +185,18 @@ def _bring_home(row: Rollback, homes: Homes) -> tuple[int, list[Stranded]]:
     planned = 0
     stranded: list[Stranded] = []
     for _, _, wanted, left in homeward.returning(homes):
-        planned += transfers.plan_copies(row.batch, wanted)
+        with transaction.atomic():
+            _keep_lease(row)
+            planned += transfers.plan_copies(row.batch, wanted)
         stranded += left[: max(0, 20 - len(stranded))]
-        Rollback.objects.filter(pk=row.pk).update(advancing_until=_lease_end())
     return planned, stranded
+
+
+def _keep_lease(row: Rollback) -> None:
+    """Its row stays locked until the transaction ends: whoever abandons it was faster, and is seen here, or finds all that was
+    planned. Raises Conflict."""
+    if not Rollback.objects.filter(pk=row.pk, ended_at=None).update(advancing_until=_lease_end()):
+        raise Conflict("The roll-back has ended meanwhile.", remedy="Look at the conversion's page.")
 
 
 def _coming_otherwise(homes: Homes) -> int:
@@ -229,6 +237,7 @@ def _switch(row: Rollback, homes: Homes) -> None:
     with transaction.atomic():
         standstill.let_one_in()
         conversion = advance_state(row.conversion, ConversionEvent.FINISH_ROLLBACK, ended_at=timezone.now())
+        _keep_lease(row)
         ours = Q(source=conversion.object_store) | Q(target=conversion.object_store)
         standstill.hold_still(lambda: _lock(ours))
         if homeward.homeless(homes):

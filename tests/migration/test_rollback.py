@@ -10,7 +10,7 @@ import pytest
 
 from cloudstorage.errors import Blocked, Conflict, Denied, Missing
 from cloudstorage.models import AuditEvent
-from migration import drain, rollback
+from migration import drain, homeward, rollback
 from migration.commit import commit
 from migration.conversion import ConvertPlan, convert, open_conversion, pinned_store_ids
 from migration.models import Conversion, Drain, Rollback, Verification
@@ -297,6 +297,28 @@ def test_an_abandoned_one_leaves_the_region_converted_and_can_be_begun_again(
     assert contents(viewer) == before | {(Kind.VOLUME, name): digest}
     assert holds.recount() == []
     drain.plan(actor=operator, conversion=converted)
+    bring_home(rollback.start(actor=admin, conversion=converted), worker)
+    assert_on_nfs(region, converted)
+    assert contents(viewer) == before | {(Kind.VOLUME, name): digest}
+
+
+def test_nothing_is_planned_any_more_when_it_is_abandoned_while_it_is_planned(
+    region, before, converted, worker, admin, viewer, monkeypatch
+):
+    _, name, digest = upload(admin, Kind.VOLUME, "new", region.zones["east"])
+    returning = homeward.returning
+
+    def while_somebody_abandons_it(homes):
+        for found in returning(homes):
+            if Rollback.objects.filter(ended_at=None).exists():
+                rollback.abandon(actor=admin, conversion=converted)
+            yield found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(homeward, "returning", while_somebody_abandons_it)
+        row = rollback.start(actor=admin, conversion=converted)
+    assert rollback.progress(row).state == "Abandoned"
+    assert not Transfer.objects.exists()
     bring_home(rollback.start(actor=admin, conversion=converted), worker)
     assert_on_nfs(region, converted)
     assert contents(viewer) == before | {(Kind.VOLUME, name): digest}
