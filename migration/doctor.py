@@ -53,7 +53,7 @@ def examine(*, actor: Actor) -> list[Check]:
     """Look at everything; changes nothing. When the database is not usable, only that is said."""
     actor.require(ActorRole.VIEWER)
     checks = list(_database())
-    if any(check.status == "problem" for check in checks):
+    if checks[0].status == "problem":
         return checks
     for look in (_clock, _key_ring, _settings, _people, _queue, _workers, _stores, _conversion, _transfers, _items, _counts):
         checks += _looked(look)
@@ -80,6 +80,10 @@ def _database() -> Iterator[Check]:
         yield Check("database", "problem", f"{len(pending)} schema migrations are not applied.", "manage.py migrate")
         return
     yield Check("database", "ok", f"{connection.vendor}, all schema migrations applied, cloud {Installation.get().uuid}")
+    if why := Installation.why_read_only():
+        yield Check(
+            "read-only", "problem", f"Nothing can be changed, and workers do nothing. {why}", "manage.py restore --reconcile"
+        )
 
 
 def _clock() -> Iterator[Check]:

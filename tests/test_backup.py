@@ -16,7 +16,7 @@ import pytest
 from cloudstorage import backup
 from cloudstorage.errors import Conflict, Denied, Invalid
 from cloudstorage.models import Installation
-from migration import recovery
+from migration import doctor, recovery
 from stores.models import Volume
 from stores.services.image_stores import driver_for
 from stores.states import Proof
@@ -160,7 +160,9 @@ def test_so_much_that_it_may_be_an_accident_is_written_off_only_when_somebody_sa
     lose(25)
     found = recovery.reconcile(actor=admin)
     assert (found.opened, found.undecided, living()) == (False, ["objects"], 30)
-    assert Installation.why_read_only() != ""
+    assert [check.remedy for check in doctor.examine(actor=admin) if check.name == "read-only"] == [
+        "manage.py restore --reconcile"
+    ]
     found = recovery.reconcile(actor=admin, accept_vanished=["objects"])
     assert (found.opened, living()) == (True, 5)
 
