@@ -317,9 +317,10 @@ def _advance_running(drain: Drain) -> None:
 
 
 def _plan_new_promises(batch: TransferBatch, target: ImageStore) -> int:
-    """Promises made since the plan (work begun before the conversion, foreign writes); not those whose transfer failed."""
+    """Promises that are not under way: made since the plan (work begun before the conversion, foreign writes), or asked for on
+    demand and failed; not those that failed in this batch."""
     for kind, models in KINDS.items():
-        handled = Transfer.objects.filter(kind=kind, target=target, state__in=[*LIVE_TRANSFER_STATES, TransferState.FAILED])
+        handled = Transfer.objects.filter(transfers.handled(batch), kind=kind, target=target)
         new = models.ref.objects.filter(store=target, state=RefState.PROMISED).exclude(item_id__in=handled.values("item_id"))
         if new.exists():
             return transfers.plan_batch(batch, target)

@@ -11,6 +11,7 @@ from migration import drain
 from migration.conversion import convert
 from migration.models import Drain
 from migration.states import DrainState
+from stores.drivers.errors import AccessDenied
 from stores.models import KINDS, ImageStore, Kind, Transfer, Worker, WorkerReach
 from stores.services import holds, transfers
 from stores.services.inventory import open_content
@@ -235,3 +236,13 @@ def test_a_failed_item_that_is_asked_for_again_counts_once(region, converted, wo
     assert pump(worker) == 3
     told = drain.progress(row)
     assert (told.items["total"], told.items["proven"], told.items["failed"]) == (6, 6, 0)
+
+
+def test_an_item_that_failed_when_somebody_asked_for_it_is_moved_by_the_drain_all_the_same(converted, worker, operator):
+    transfers.ensure(actor=operator, kind=Kind.VOLUME, item=KINDS[Kind.VOLUME].item.objects.get())
+    row = drain.plan(actor=operator, conversion=converted, canary_items=0)
+    (job,) = transfers.claim(worker.pk, limit=1)
+    transfers.fail(job, AccessDenied("no"))
+    drain.start(actor=operator, drain=row)
+    row = run_to_end(row, worker)
+    assert (row.state, row.note) == (DrainState.FINISHED, "Every item is proven.")

@@ -10,7 +10,6 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.audit import audited, record
@@ -136,9 +135,10 @@ def _hurry(kind: Kind, item: Item, store: ImageStore, parent: Transfer | None) -
     event = TransferEvent.RETRY if parent is None else TransferEvent.RETRY_BEHIND_PARENT
     failed.state = next_state(TRANSFER_TRANSITIONS, TransferState.FAILED, event)
     failed.parent, failed.priority, failed.attempts, failed.finished_at = parent, ON_DEMAND, 0, None
-    failed.next_attempt_at = timezone.now()
+    failed.next_attempt_at = Now()  # type: ignore[assignment]
     failed.error = failed.error_cause = failed.remedy = ""
     failed.save()
+    failed.refresh_from_db(fields=["next_attempt_at"])
     _begin_again(kind, [failed.target_ref_id])
     return failed
 
@@ -147,6 +147,11 @@ def _begin_again(kind: Kind, ref_ids: Collection[int]) -> None:
     """Refs that a failed transfer had given back are being created again; promises stay promises."""
     given_back = KINDS[kind].ref.objects.filter(pk__in=ref_ids, state__in=[RefState.ALLOCATED, RefState.FAILED])
     given_back.update(state=RefState.CREATING, updated=Now())
+
+
+def handled(batch: TransferBatch) -> Q:
+    """Transfers of which a batch plans no second one: those under way, and those of its own that wait for a retry."""
+    return Q(state__in=LIVE_TRANSFER_STATES) | Q(state=TransferState.FAILED, batch=batch)
 
 
 def plan_batch(batch: TransferBatch, target: ImageStore) -> int:
@@ -158,9 +163,7 @@ def plan_batch(batch: TransferBatch, target: ImageStore) -> int:
     for kind, models in KINDS.items():
         pending: list[Transfer] = []
         promised = models.ref.objects.filter(store=target, state=RefState.PROMISED).exclude(
-            item_id__in=Transfer.objects.filter(kind=kind, target=target)
-            .filter(Q(state__in=LIVE_TRANSFER_STATES) | Q(state=TransferState.FAILED, batch=batch))
-            .values("item_id")
+            item_id__in=Transfer.objects.filter(handled(batch), kind=kind, target=target).values("item_id")
         )
         for chunk in chunks(promised.order_by("id").values_list("pk", "item_id"), 2000):
             item_ids = [item_id for _, item_id in chunk]
@@ -232,8 +235,7 @@ def _plan_group(batch: TransferBatch, kind: Kind, target_id: int, group: Sequenc
     living = set(locked.values_list("pk", flat=True))
     readable = models.ref.objects.filter(pk__in=[copy.source_ref_id for copy in group], state__in=READABLE)
     sources_left = set(readable.values_list("pk", flat=True))
-    handled = Q(state__in=LIVE_TRANSFER_STATES) | Q(state=TransferState.FAILED, batch=batch)
-    there = Transfer.objects.filter(handled, kind=kind, target=target_id, item_id__in=ids)
+    there = Transfer.objects.filter(handled(batch), kind=kind, target=target_id, item_id__in=ids)
     busy = set(there.values_list("item_id", flat=True))
     refs = models.ref.objects.filter(store=target_id, item_id__in=ids).exclude(state=RefState.DESTROYED)
     known = {item_id: (pk, state) for item_id, pk, state in refs.values_list("item_id", "pk", "state")}
