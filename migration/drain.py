@@ -297,6 +297,9 @@ def _advance_running(drain: Drain) -> None:
         return
     target = drain.conversion.object_store
     with transaction.atomic():
+        # Who cancels it was faster, or waits and finds what is planned here: in a closed batch nobody would ever run it.
+        if not Drain.objects.select_for_update().filter(pk=drain.pk, state=DrainState.RUNNING).exists():
+            return
         planned = _plan_new_promises(drain.batch, target)
         if planned:
             wake(transfers.PUMP)

@@ -246,3 +246,17 @@ def test_an_item_that_failed_when_somebody_asked_for_it_is_moved_by_the_drain_al
     drain.start(actor=operator, drain=row)
     row = run_to_end(row, worker)
     assert (row.state, row.note) == (DrainState.FINISHED, "Every item is proven.")
+
+
+def test_nothing_is_planned_any_more_when_it_is_cancelled_in_that_moment(converted, worker, operator, monkeypatch):
+    row = drain.plan(actor=operator, conversion=converted, canary_items=0)
+    Transfer.objects.filter(kind=Kind.VOLUME).delete()  # its promise was made after the plan
+    drain.start(actor=operator, drain=row)
+    drain.advance(row)
+    assert pump(worker) == 5
+    monkeypatch.setattr(drain, "_sample", lambda row: drain.cancel(actor=operator, drain=row))
+    drain.advance(row)
+    assert set(Transfer.objects.values_list("state", flat=True)) == {TransferState.PROVEN}
+    monkeypatch.undo()
+    again = drain.start(actor=operator, drain=drain.plan(actor=operator, conversion=converted, canary_items=0))
+    assert run_to_end(again, worker).note == "Every item is proven."
