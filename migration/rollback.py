@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 ACTION = "conversion.rollback"
 
 
+_LAST_ROUND = 100
+"""So few new copies, or no fewer than half of all before, and nothing further is let in: a busy cloud would never be home."""
+
+
 class _TooEarly(Exception):
     """The switch found that something is not at home; it changed nothing."""
 
@@ -165,9 +169,12 @@ def _advance(row: Rollback) -> None:
         _note(row, "Copies are on their way home.")
         return
     homes = homes_of(row.conversion)
+    before = own.count()
     planned, stranded = _bring_home(row, homes)
     checkpoints.reach("rollback.planned")
     if planned:
+        if before and not row.closing and (planned <= _LAST_ROUND or 2 * planned > before):
+            _close(row)
         _note(row, "Copies are on their way home.")
     elif failed := own.filter(state=TransferState.FAILED).count():
         _note(row, f"{failed} copies home failed; see the errors, mend their causes, then retry, or abandon the roll-back.")

@@ -344,6 +344,24 @@ def test_what_is_being_written_is_waited_for_and_nothing_follows_it(region, befo
     assert contents(viewer) == before | {(Kind.VOLUME, "late"): digest}
 
 
+def test_what_is_born_while_the_first_came_home_is_the_last_that_is_let_in(region, before, converted, worker, admin, viewer):
+    kept = dict(before)
+    for name in ("first", "second"):
+        kind, _, digest = upload(admin, Kind.VOLUME, name, region.zones["east"])
+        kept[kind, name] = digest
+        row = rollback.start(actor=admin, conversion=converted) if name == "first" else Rollback.objects.get()
+        assert not row.closing
+        pump(worker)
+    rollback.advance(row)
+    row.refresh_from_db()
+    assert (row.closing, rollback.progress(row).items["total"]) == (True, 2)
+    with pytest.raises(Conflict, match="takes new items"):
+        upload(admin, Kind.VOLUME, "third", region.zones["east"])
+    bring_home(row, worker)
+    assert_on_nfs(region, converted)
+    assert contents(viewer) == kept
+
+
 def test_an_item_whose_writer_died_does_not_keep_it_waiting(region, before, converted, worker, admin, viewer):
     items.begin_item(actor=admin, kind=Kind.VOLUME, zone=region.zones["west"], account=region.account, name="dead")
     Hold.objects.update(expires="2000-01-01T00:00:00Z")

@@ -36,6 +36,8 @@ def main() -> None:
         print(json.dumps(convert_across_held_refs(json.loads(sys.argv[2]))), flush=True)
     elif sys.argv[1] == "rival":
         print(json.dumps(rival(json.loads(sys.argv[2]))), flush=True)
+    elif sys.argv[1] == "rollback":
+        print(json.dumps(roll_back_under_load(json.loads(sys.argv[2]))), flush=True)
     else:
         print(json.dumps(convert_under_load(int(sys.argv[2]), json.loads(sys.argv[3]))), flush=True)
 
@@ -195,6 +197,64 @@ def convert_under_load(items: int, target: dict[str, Any]) -> dict[str, Any]:
         "longest": longest,
         "rivals": outcomes,
         "wrong": violations([uuid for result in results for uuid in result["kept"]]),
+    }
+
+
+def roll_back_under_load(target: dict[str, Any]) -> dict[str, Any]:
+    """Convert, let two processes use the cloud, go home while they do; they go on afterwards."""
+    from django.core.management import call_command
+
+    from cloudstorage.actors import cli_actor
+    from migration import rollback
+    from migration.conversion import convert
+    from stores import tasks
+    from stores.models import KINDS, Account, ImageStore, Template, Worker, WorkerReach
+    from stores.services import holds
+    from stores.worker import Pump
+    from tests.migration.region import Region
+
+    call_command("migrate", verbosity=0)
+    actor = cli_actor()
+    region = Region(actor, Path(os.environ["CLOUDSTORAGE_DATA_DIR"]) / "exports")
+    region.account = Account.objects.create(id=2, account_name="acme")
+    for zone in ("east", "west"):
+        region.add_zone(zone)
+    for number in range(10):
+        content = random.Random(number).randbytes(20_000)
+        item = region.template(f"old-{number}", checksum=hashlib.sha256(content).hexdigest())
+        region.put(item, "east", f"template/tmpl/2/{item.upstream_id}", content=content)
+    conversion = convert(actor=actor, override=["preflight-absent"], **target)
+    worker = Worker.objects.create(hostname="here", pid=os.getpid())
+    for store in ImageStore.objects.all():
+        WorkerReach.objects.create(worker=worker, store=store, ok=True)
+    others = [Traffic(seed) for seed in (1, 2)]
+    for other in others:
+        other.await_operations(SETTLE_OPERATIONS)
+    row = rollback.start(actor=actor, conversion=conversion)
+    deadline = time.monotonic() + 120
+    while row.ended_at is None and time.monotonic() < deadline:
+        tasks.keep_house()
+        Pump(worker.pk, slots=4).run()
+        rollback.advance(row)
+        row.refresh_from_db()
+    conversion.refresh_from_db()
+    for other in others:
+        other.await_operations(SETTLE_OPERATIONS)
+    for other in others:
+        other.process.stdin.close()
+        other.process.stdin = None
+    results = [other.end() for other in others]
+    readable = Template.objects.filter(refs__state="Ready", refs__store__scope="ZONE").values_list("uuid", flat=True)
+    kept = {uuid for result in results for uuid in result["kept"]}
+    return {
+        "state": conversion.state,
+        "note": row.note,
+        "operations": sum(result["operations"] for result in results),
+        "failures": [failure for result in results for failure in result["failures"]],
+        "lost": sorted(kept - {str(found) for found in readable}),
+        "counts": [str(mismatch) for mismatch in holds.recount()],
+        "unfinished": sum(models.ref.objects.filter(state="Creating").count() for models in KINDS.values()),
+        "stores": sorted(set(ImageStore.objects.values_list("scope", "role", "state"))),
     }
 
 
