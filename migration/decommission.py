@@ -18,6 +18,7 @@ from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.audit import audited, record
 from cloudstorage.checkpoints import reach
 from cloudstorage.errors import Blocked, Conflict, Invalid, ServiceError
+from cloudstorage.models import Installation
 from cloudstorage.queue import wake
 from migration import report
 from migration.conversion import OPEN_STATES
@@ -318,6 +319,8 @@ def settle(row: Decommission) -> None:
 
 
 def _claimed(row: Decommission, state: DecommissionState, condition: Q) -> bool:
+    if Installation.why_read_only():  # a restored backup does not know what has happened since
+        return False
     free = Q(lease_until=None) | Q(lease_until__lt=Now())
     rows = Decommission.objects.filter(free, condition, pk=row.pk, state=state)
     if (

@@ -74,6 +74,9 @@ def test_from_the_question_to_the_report_and_the_trash(filled, sign_in):
     assert client.post(files, {"confirm": "nfs-east"}).headers["Location"] == here
     tasks.delete_retired_files(row.pk)
     assert "in the trash folder of the export" in client.get(here).content.decode()
+    check = client.get(reverse("console:verification", args=[row.verification.uuid])).content.decode()
+    assert "Originals and their copies" in check
+    assert here in check
 
 
 def test_cancel_and_look_again(filled, sign_in):

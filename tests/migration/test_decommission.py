@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from cloudstorage.errors import Blocked, Conflict, Denied, Invalid
-from cloudstorage.models import AuditEvent
+from cloudstorage.models import AuditEvent, Installation
 from migration import decommission, report, tasks
 from migration.models import Decommission, RetiredFile, UnknownFile, Verification
 from migration.states import DecommissionState, VerificationState
@@ -438,3 +438,20 @@ def test_clock_wakes_what_waits_for_nobody(store, admin, monkeypatch):
     woken.clear()
     decommission.tend()
     assert woken == [(decommission.DELETE, row.pk)]
+
+
+def test_a_restored_backup_neither_retires_nor_deletes_before_it_was_compared(filled, store, admin):
+    row = decommission.begin(actor=admin, store=store)
+    read_all(row)
+    Installation.objects.update(read_only="restored")
+    work(row)
+    assert row.state == DecommissionState.CHECKING
+    Installation.objects.update(read_only="")
+    work(row)
+    assert row.state == DecommissionState.RETIRED
+    decommission.delete_files(actor=admin, row=row, confirm=store.name)
+    Installation.objects.update(read_only="restored")
+    tasks.delete_retired_files(row.pk)
+    tasks.purge_retired_stores()
+    row.refresh_from_db()
+    assert (row.state, row.files_deleted) == (DecommissionState.DELETING, 0)
