@@ -449,7 +449,7 @@ class Pump:
 
     def _tell(self) -> None:
         """Let the supervisor and the other pumps see that this one is at work."""
-        Worker.objects.filter(pk=self.worker_id).update(pumped=timezone.now())
+        Worker.objects.filter(pk=self.worker_id).update(pumped=Now())
         Claimer.objects.update_or_create(worker_id=self.worker_id, number=self.number, defaults={"seen": Now()})
 
     def _renew(self) -> None:

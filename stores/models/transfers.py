@@ -25,7 +25,8 @@ class Worker(models.Model):
     os_user = models.CharField(max_length=255, blank=True)
     version = models.CharField(max_length=64, blank=True)
     started = models.DateTimeField(default=timezone.now)
-    heartbeat = models.DateTimeField(default=timezone.now)
+    heartbeat = models.DateTimeField(db_default=Now())
+    """By the database's clock, as all that others judge it by."""
     pumped = models.DateTimeField(null=True, blank=True)
     """When a process of its queue cluster was last seen at work."""
     pumps = models.PositiveSmallIntegerField(default=1)
@@ -132,7 +133,7 @@ class Transfer(models.Model):
     state = models.CharField(max_length=16, choices=[(state, state) for state in TransferState], default=TransferState.QUEUED)
 
     attempts = models.PositiveIntegerField(default=0)
-    next_attempt_at = models.DateTimeField(default=timezone.now)
+    next_attempt_at = models.DateTimeField(db_default=Now())
     worker = models.ForeignKey(Worker, null=True, blank=True, on_delete=models.SET_NULL, related_name="transfers")
     lease_until = models.DateTimeField(null=True, blank=True)
     epoch = models.PositiveIntegerField(default=0)

@@ -386,7 +386,7 @@ def finish_deletes(limit: int = 100, *, avoid_stores: Collection[int] = ()) -> i
     dark = set(avoid_stores)
     for kind, models in KINDS.items():
         held = Hold.objects.filter(kind=kind, ref_id=OuterRef("pk")).exclude(expires__lt=Now())
-        recent = timezone.now() - timedelta(seconds=RETRY_DELETE_SECONDS)
+        recent = Now() - timedelta(seconds=RETRY_DELETE_SECONDS)
         refs = (
             models.ref.objects.filter(~Exists(held), state=RefState.DESTROYING)
             .filter(Q(error_str="") | Q(updated__lt=recent))
@@ -469,7 +469,7 @@ def _note_failure(kind: Kind, refs: Sequence[Any], error: Exception) -> None:
         log.error("bytes of %s refs could not be deleted", kind, exc_info=error)
     KINDS[kind].ref.objects.filter(pk__in=[ref.pk for ref in refs], state=RefState.DESTROYING).update(
         state=next_state(REF_TRANSITIONS, RefState.DESTROYING, RefEvent.OPERATION_FAILED),
-        updated=timezone.now(),
+        updated=Now(),
         update_count=F("update_count") + 1,
         error_str=f"{error} {remedy}"[:255],
     )
@@ -543,7 +543,7 @@ def give_up(kind: Kind, ref: StoreRef) -> None:
 def give_up_unfinished() -> int:
     """Destroy refs that were begun and never finished, whose writer has been silent for a day; returns how many."""
     count = 0
-    silent = timezone.now() - timedelta(seconds=UNFINISHED_SECONDS)
+    silent = Now() - timedelta(seconds=UNFINISHED_SECONDS)
     for kind, models in KINDS.items():
         held = Hold.objects.filter(kind=kind, ref_id=OuterRef("pk"), expires__gte=Now())
         waiting = Transfer.objects.filter(
@@ -552,7 +552,7 @@ def give_up_unfinished() -> int:
         silent_refs = models.ref.objects.filter(~Exists(held), ~Exists(waiting), state=RefState.CREATING, updated__lt=silent)
         count += silent_refs.update(
             state=next_state(REF_TRANSITIONS, RefState.CREATING, RefEvent.DESTROY_REQUESTED),
-            updated=timezone.now(),
+            updated=Now(),
             update_count=F("update_count") + 1,
         )
     return count

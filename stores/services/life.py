@@ -6,6 +6,7 @@ import time
 
 from django.db import connection
 from django.db.models import F
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from stores.models import KINDS, ScanRun, Transfer, Worker, WorkerReach
@@ -34,7 +35,7 @@ def begin() -> None:
         state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.RELEASE),
         worker=None,
         lease_until=None,
-        next_attempt_at=timezone.now(),
+        next_attempt_at=Now(),
     )
     ScanRun.objects.filter(state=ScanState.RUNNING).update(
         state=next_state(SCAN_TRANSITIONS, ScanState.RUNNING, ScanEvent.RELEASE), token=None, lease_until=None

@@ -10,11 +10,13 @@ import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 from django.conf import settings
 from django.db import close_old_connections, connections
+from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
@@ -158,10 +160,9 @@ class Command(ServiceCommand):
 
         One that found all seats of a batch taken has ended again: that is no silence.
         """
-        now = timezone.now()
-        Worker.objects.filter(pk=worker.pk).update(heartbeat=now)
-        pumped = Worker.objects.values_list("pumped", flat=True).get(pk=worker.pk)
-        seen = pumped is not None and (now - pumped).total_seconds() < 5
+        mine = Worker.objects.filter(pk=worker.pk)
+        mine.update(heartbeat=Now())
+        seen = mine.filter(pumped__gt=Now() - timedelta(seconds=5)).exists()
         waits = transfers.waits_for(worker.pk, open_batches=open_batches())
         return waits, transfers.pumps_at_work(worker.pk), seen
 

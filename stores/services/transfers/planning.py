@@ -135,7 +135,7 @@ def _hurry(kind: Kind, item: Item, store: ImageStore, parent: Transfer | None) -
     event = TransferEvent.RETRY if parent is None else TransferEvent.RETRY_BEHIND_PARENT
     failed.state = next_state(TRANSFER_TRANSITIONS, TransferState.FAILED, event)
     failed.parent, failed.priority, failed.attempts, failed.finished_at = parent, ON_DEMAND, 0, None
-    failed.next_attempt_at = Now()  # type: ignore[assignment]
+    failed.next_attempt_at = Now()
     failed.error = failed.error_cause = failed.remedy = ""
     failed.save()
     failed.refresh_from_db(fields=["next_attempt_at"])
