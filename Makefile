@@ -1,7 +1,7 @@
 # `make demo` shows the product on this machine; `make test` proves it. Both set up all they need first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check demo bench openapi clean
+.PHONY: help setup test check demo soak bench openapi clean
 
 python := .venv/bin/python
 
@@ -19,6 +19,9 @@ check: setup ## the fast lane: lint, format, types, import rules, migrations, do
 
 demo: setup ## the main job on made-up exports; ONCE=1 ends after the report
 	@$(python) -m tests.demo $(if $(ONCE),--once)
+
+soak: setup ## a drain under random faults and random deaths; MINUTES=10, SEED=7 repeats the choices of a run, KEEP=1 keeps its folder
+	@$(python) -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 
 bench: ## against rclone and others, about 30 minutes; ROWS='s3-small tiny' ROUNDS=5 choose, README=1 writes the README's section
 	@tests/servers/setup.sh bench

@@ -115,6 +115,7 @@ use = egg:swift#staticweb
 use = egg:swift#copy
 [filter:slo]
 use = egg:swift#slo
+allow_async_delete = {async_delete}
 [filter:dlo]
 use = egg:swift#dlo
 [filter:versioned_writes]
@@ -153,8 +154,10 @@ class SwiftServer:
         key: str = "testing",
         reader_key: str = "reading",
         keystone: KeystoneServer | None = None,
+        async_delete: bool = True,
     ) -> None:
         """`workers`: processes each of proxy and object server. `listing_limit`: most names one S3 listing returns.
+        `async_delete`: what S3 deletes leaves its segments to an expirer, which does not run here.
 
         Swift returns one name more: s3api sees that a listing goes on by asking Swift for one name above its own limit.
         """
@@ -164,6 +167,7 @@ class SwiftServer:
         self.reader_key = self.reader_secret_key = reader_key
         self._workers = workers
         self._listing_limit = listing_limit
+        self._async_delete = async_delete
         self._group = ProcessGroup("Swift", self.directory / "log")
         self._ports: dict[str, int] = {}
         self._hash_suffix = ""
@@ -329,6 +333,7 @@ class SwiftServer:
             memcached=self._ports["memcached"],
             region=self.region,
             listing_limit=self._listing_limit,
+            async_delete=self._async_delete,
             s3api="" if keystone else "s3api",
             auth="authtoken keystoneauth" if keystone else "tempauth",
             users=f"user_test_tester = {self.key} .admin\nuser_test_reader = {self.reader_key}",
