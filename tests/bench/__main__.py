@@ -41,7 +41,7 @@ GROUPS = [
     Group(("convert-postgres",), converting.postgres, rounds=3),
     Group(("convert-sqlite",), converting.sqlite, rounds=3),
     Group(("bookkeeping",), counting.bookkeeping, rounds=1),
-    Group(("plan-time", "plan-memory", "plan-claim"), counting.plan, rounds=1),
+    Group(("plan-time", "plan-memory", "plan-claim"), counting.plan, rounds=3),
     Group(("plan-million",), counting.plan_million, rounds=1, asked=True),
     Group(("list-refs",), listing.pages),
     Group(("scale-2", "scale-4"), scaling.workers, rounds=3),
