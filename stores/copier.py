@@ -19,13 +19,20 @@ from typing import Protocol
 from cloudstorage.checkpoints import reach
 from stores import reading
 from stores.drivers.base import MiB, Part, Reader, Stored, StoreDriver, Upload
-from stores.drivers.errors import Corrupt, NotFound, SourceChanged, UploadGone
+from stores.drivers.errors import AlreadyExists, Corrupt, NotFound, SourceChanged, UploadGone
 from stores.reading import Source, Window
 from stores.states import Proof
 
 
 class SourceCorrupt(Corrupt):
     """The source's own bytes are not those that were recorded; nothing was published."""
+
+
+class Occupied(AlreadyExists):
+    """Something lies where the copy would go, and its bytes are others: nothing was written over."""
+
+    cause = "occupied"
+    remedy = "Scan that store: it adopts the file or says what it is. Take the file away if nobody needs it, then retry."
 
 
 class Stopped(Exception):
@@ -279,6 +286,7 @@ class CopyEngine:
             control.waiting_on = "target"
             stored = self._found_there(target, file, data, metadata)
             if stored is None:
+                self._spare(target, file.target_key, sha256, control)
                 reach("copy.before-put")
                 stored = target.put(file.target_key, data, metadata=metadata, token=token)
                 reach("copy.put")
@@ -325,6 +333,7 @@ class CopyEngine:
         try:
             sha256, parts = self._send_parts(reader, target, recorded, journal, control, file)
             self._unchanged(reader, file, sha256)
+            self._spare(target, file.target_key, sha256, control)
             control.check()
             journal.completing(file.target_key)
             reach("copy.before-complete")
@@ -458,6 +467,17 @@ class CopyEngine:
             raise SourceCorrupt(
                 f"{file.source_key} no longer has the SHA-256 that was recorded for it: the source's bytes have changed."
             )
+
+    def _spare(self, target: StoreDriver, key: str, sha256: str, control: Control) -> None:
+        """An export has files that no row knows, of others or left out by a scan: none is replaced by another content."""
+        if target.scope != "ZONE":  # all below an object store's prefix is ours
+            return
+        try:
+            found, size = self.hash_object(target, key, control)
+        except NotFound:
+            return
+        if found != sha256:
+            raise Occupied(f"{key} is on {target.display_url} already, with {size} bytes of another content.")
 
     def _read_back(self, target: StoreDriver, key: str, sha256: str, control: Control) -> Proof:
         found, _ = self.hash_object(target, key, control)

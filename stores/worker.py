@@ -629,13 +629,16 @@ def _sweep_one(transfer: Transfer) -> bool:
         driver.abort_upload(Upload(row.key, row.upload_id, row.size, row.part_size, row.token))
         reach("sweep.aborted")
     path, kept = transfers.target_paths(transfer)
-    if not kept:
-        for found in list(driver.list(path)):
-            if time.monotonic() > until:
-                return False
-            if found.key == path or found.key.startswith(path + "/"):
-                driver.delete(found.key)
-                reach("sweep.deleted")
+    if kept or not path:  # without a path its source was never there, so nothing was written
+        return True
+    # On an export, what is older was there before anybody copied: a file that a scan left out, or another writer's.
+    since = transfers.first_asked_for(transfer).timestamp() - 2 * settings.LEASE_SECONDS if driver.scope == "ZONE" else 0.0
+    for found in list(driver.list(path)):
+        if time.monotonic() > until:
+            return False
+        if (found.key == path or found.key.startswith(path + "/")) and found.modified.timestamp() >= since:
+            driver.delete(found.key)
+            reach("sweep.deleted")
     return True
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from migration import drain
@@ -268,3 +271,29 @@ def test_a_proven_copy_is_still_a_source_when_the_same_bytes_were_written_anew(r
     pump(worker)
     staged = of(Kind.VOLUME)
     assert (staged.state, staged.error) == (TransferState.PROVEN, "")
+
+
+def left_out(region) -> Path:
+    """A file on west's export that no row knows, where the volume would be staged."""
+    (known,) = KINDS[Kind.VOLUME].file.objects.filter(ref__store=region.stores["east"]).values_list("path", flat=True)
+    path = region.folder("west") / known
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"somebody's only copy")
+    os.utime(path, (1_600_000_000, 1_600_000_000))
+    return path
+
+
+def test_a_file_that_no_row_knows_is_neither_written_over_nor_swept_away(region, converted, worker, operator):
+    path = left_out(region)
+    volume = KINDS[Kind.VOLUME].item.objects.get()
+    staged = transfers.ensure(actor=operator, kind=Kind.VOLUME, item=volume, store=region.stores["west"])
+    pump(worker)
+    staged.refresh_from_db()
+    assert (staged.state, staged.error_cause) == (TransferState.FAILED, "occupied")
+    assert str(path.relative_to(region.folder("west"))) in staged.error
+    assert sweep() == 1
+    assert path.read_bytes() == b"somebody's only copy"
+    path.unlink()
+    transfers.retry(actor=operator, transfers=Transfer.objects.filter(pk=staged.pk), target="test")
+    assert pump(worker) == 1
+    assert path.read_bytes() == b"content of data"

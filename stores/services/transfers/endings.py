@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
@@ -311,6 +311,13 @@ def target_paths(transfer: Transfer) -> tuple[str, bool]:
         alike = {"account_id": item.account_id, "volume_upstream_id": item.volume_upstream_id, "path": item.path}
         kept = kept or models.item.objects.filter(removed=None, **alike).exclude(pk=item.pk).exists()
     return path, kept
+
+
+def first_asked_for(transfer: Transfer) -> datetime:
+    """Since when copies of the item to that store have been asked for: what they left there is not older."""
+    same = Transfer.objects.filter(kind=transfer.kind, item_id=transfer.item_id, target=transfer.target_id)
+    first: datetime = same.aggregate(first=Min("created"))["first"]
+    return first
 
 
 def mark_unswept(jobs: Iterable[Job]) -> None:
