@@ -357,7 +357,7 @@ def _findings(
         yield Finding("cannot-go-home", "blocker", message, remedy, examples=named)
     if size and (found := _object_store(target)):
         yield found
-    yield from _damaged(homes)
+    yield from damaged(homes)
     if writing:
         message = f"{writing} items are being written to {target.name} now; the switch waits for them."
         yield Finding("being-written", "info", message)
@@ -376,7 +376,7 @@ def _object_store(target: ImageStore) -> Finding | None:
     return None
 
 
-def _damaged(homes: Homes) -> Iterable[Finding]:
+def damaged(homes: Homes) -> Iterable[Finding]:
     """Originals that scans found missing or changed, of which the object store has a proven copy."""
     bad = Q(problem__startswith=MISSING) | Q(problem__startswith=CHANGED)
     counts: dict[int, int] = defaultdict(int)

@@ -183,6 +183,8 @@ def _advance(row: Rollback) -> None:
         _note(row, f"Some items cannot go home ({named}): {stranded[0].reason} Delete them, or abandon the roll-back.")
     elif under_way := _coming_otherwise(homes):
         _note(row, f"{under_way} items come home by copies that somebody else asked for.")
+    elif lost := [found for found in homeward.damaged(homes) if found.code not in row.overrides]:  # since it began
+        _note(row, f"{lost[0].message} {lost[0].remedy} Or abandon the roll-back.")
     else:
         _finish(row, homes)
 

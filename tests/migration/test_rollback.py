@@ -426,6 +426,26 @@ def test_a_damaged_original_refuses_it_unless_that_is_accepted(region, converted
     assert_on_nfs(region, converted)
 
 
+def test_an_original_that_is_lost_on_the_way_keeps_the_object_store_attached(
+    region, before, converted, worker, admin, operator, viewer
+):
+    drain_some(converted, worker, operator, 1)
+    _, name, digest = upload(admin, Kind.VOLUME, "new", region.zones["east"])
+    row = rollback.start(actor=admin, conversion=converted)
+    lost = KINDS[Kind.VOLUME].file.objects.filter(ref__item__name="data", ref__store=region.stores["east"])
+    lost.update(problem="missing: it is gone")
+    pump(worker)
+    rollback.advance(row)
+    row.refresh_from_db()
+    assert row.ended_at is None
+    assert "1 originals on nfs-east are missing" in row.note
+    assert ImageStore.objects.get(pk=converted.object_store_id).state == StoreState.ATTACHED
+    lost.update(problem="")
+    bring_home(row, worker)
+    assert_on_nfs(region, converted)
+    assert contents(viewer) == before | {(Kind.VOLUME, name): digest}
+
+
 def test_a_turn_that_died_is_taken_up_when_its_lease_has_lapsed(region, before, converted, worker, admin, viewer):
     upload(admin, Kind.VOLUME, "new", region.zones["east"])
     row = rollback.start(actor=admin, conversion=converted)
