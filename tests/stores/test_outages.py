@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from migration import drain
@@ -66,3 +71,56 @@ def test_a_retry_takes_another_zones_copy(running, region, operator):  # noqa: F
     assert Transfer.objects.get().source != first
     Pump(worker.pk, slots=1).run()
     assert Transfer.objects.get().state == TransferState.PROVEN
+
+
+def fill_disk() -> Callable[[], None]:
+    """The database may not grow any more, and has not a page left; returns what makes room."""
+    with connection.cursor() as cursor:
+        (pages,) = cursor.execute("PRAGMA page_count").fetchone()
+        (bound,) = cursor.execute("PRAGMA max_page_count").fetchone()
+        cursor.execute("CREATE TABLE filling (content BLOB)")
+        cursor.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with suppress(OperationalError):
+            for _ in range(10_000):
+                cursor.execute("INSERT INTO filling VALUES (zeroblob(3000))")
+
+    def make_room() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"PRAGMA max_page_count = {bound}")
+            cursor.execute("DROP TABLE IF EXISTS filling")
+
+    return make_room
+
+
+@pytest.fixture
+def many(region):  # noqa: F811
+    """So many items that what is written of them needs pages of its own."""
+    for number in range(40):
+        region.volume(f"disk-{number}", "east")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_drain_goes_on_when_the_disk_under_the_database_was_full(many, running, monkeypatch, caplog):
+    if connection.vendor != "sqlite":
+        pytest.skip("fills an SQLite database")
+    _, worker = running
+    make_room = fill_disk()
+    pauses, sleep = [], time.sleep
+
+    def pause(seconds: float) -> None:
+        """The pump's own; those of its copies pass."""
+        if threading.current_thread() is not threading.main_thread():
+            sleep(seconds)
+            return
+        pauses.append(seconds)
+        make_room()
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr("stores.worker.time.sleep", pause)
+            Pump(worker.pk, slots=4).run()
+    finally:
+        make_room()
+    assert pauses
+    assert "database or disk is full" in caplog.text
+    assert set(Transfer.objects.values_list("state", "attempts")) == {(TransferState.PROVEN, 1)}
