@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random, SystemRandom
 
-from tests.soak.check import Check
+from tests.soak.check import KINDS, Check
 from tests.soak.churn import Churn
 from tests.soak.faults import Faults
 from tests.soak.ledger import Ledger
@@ -112,7 +112,7 @@ def rage(site: Site, faults: Faults, minutes: float, random: Random) -> None:
         site.restart_dead(but=faults.concerned)
         if time.monotonic() >= due:
             faults.strike()
-            due = time.monotonic() + random.uniform(0.5, 3)
+            due = time.monotonic() + random.uniform(0.3, 2)
         if time.monotonic() > told + 30:
             told = time.monotonic()
             tell(site, faults)
@@ -128,7 +128,7 @@ def settle(site: Site, churn: Churn) -> list[str]:
     """Do what an operator does after such a night: lift the limit, try again what failed, wait; what did not come right."""
     say("nothing more goes wrong; waiting for the drain to end")
     site.change("UPDATE stores_transferbatch SET bandwidth = NULL")
-    undone = wait(lambda: drained(site, churn), "the drain to end", site)
+    undone = wait(lambda: drained(site, churn), "the drain and all deletions to end", site)
     say("the drain has ended" if not undone else undone[0])
     for machine in site.machines.values():
         machine.process.terminate()
@@ -158,7 +158,8 @@ def wait(done: Callable[[], bool], what: str, site: Site) -> list[str]:
 
 
 def drained(site: Site, churn: Churn) -> bool:
-    """Whether every transfer has ended well; tries again what has failed."""
+    """Whether every transfer has ended well and every deletion is done, which a worker tries again after a minute; tries again
+    what has failed."""
     (state,) = site.rows("SELECT state FROM migration_drain")[0]
     failed = site.number("SELECT count(*) FROM stores_transfer WHERE state = 'Failed'")
     live = site.number("SELECT count(*) FROM stores_transfer WHERE state IN ('Blocked', 'Queued', 'Running')")
@@ -168,7 +169,8 @@ def drained(site: Site, churn: Churn) -> bool:
         site.manage("migration_retry")
         for (transfer,) in site.rows("SELECT uuid::text FROM stores_transfer WHERE state = 'Failed' AND batch_id IS NULL"):
             churn.ask("POST", f"/api/v1/transfers/{transfer}/retry")
-    return state == "Finished" and not failed and not live
+    going = [site.number(f"SELECT count(*) FROM {kind}_store_ref WHERE state = 'Destroying'") for kind in KINDS]
+    return state == "Finished" and not failed and not live and not any(going)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Faults:
             (self._export, 4),
             (self._clock, 2),
             (self._stop, 3),
-            (self._kill, 8),
+            (self._kill, 14),
         ]
         (act,) = self._random.choices([act for act, _ in acts], [weight for _, weight in acts])
         return act()
