@@ -85,6 +85,7 @@ class Demo:
         drain = self._drain(actor, conversion)
         proven = self._verify(actor, conversion, swift, region)
         self._report(conversion, drain, proven)
+        proven = proven and self._retire(actor, conversion, swift)
         self._url, self._password = url, password
         return proven
 
@@ -120,6 +121,8 @@ class Demo:
             CLOUDSTORAGE_DATA_DIR=str(DEMO / "data"),
             CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS="true",
             CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK="true",
+            # No hypervisor runs here that would need a staging store in its zone.
+            CLOUDSTORAGE_DIRECT_HYPERVISORS="KVM,XenServer,VMware",
             CLOUDSTORAGE_NFS_MOUNTS=",".join(f"{EXPORTS[zone]}={path}" for zone, path in zones.items()),
         )
         for name in ("DATABASE_URL", "CLOUDSTORAGE_REDIS_URL"):
@@ -256,29 +259,13 @@ class Demo:
         )
         run.refresh_from_db()
         say(f"re-read {run.items_checked} items, {run.bytes_checked / 2**20:.0f} MiB: {run.findings_count} findings")
-        environment = {
-            "PATH": os.environ["PATH"],
-            "S3_ENDPOINT": swift.s3_url,
-            "S3_BUCKET": BUCKET,
-            "S3_ACCESS_KEY": swift.access_key,
-            "S3_SECRET_KEY": swift.secret_key,
-        }
-        script = Path(__file__).with_name("verify.py")
-        checked = subprocess.run(
-            [sys.executable, "-I", str(script), str(DEMO / "exports" / "region.json")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if not checked.stdout:
-            say(checked.stderr)
+        whole, told = check_independently("verify.py", DEMO / "exports" / "region.json", swift)
+        if not told:
             return False
-        told = json.loads(checked.stdout)
         say(f"{told['proven']} of {told['files']} files of {told['items']} items equal the SHA-256 taken before adoption")
         for line in [*told["missing"][:5], *told["wrong"][:5]]:
             say(f"  ! {line}")
-        return checked.returncode == 0 and run.findings_count == 0
+        return whole and run.findings_count == 0
 
     @staticmethod
     def _report(conversion: Any, row: Any, proven: bool) -> None:
@@ -296,6 +283,44 @@ class Demo:
         say(f"bytes: {now.bytes['proven']} proven, {now.bytes['copied']} copied, {now.bytes['remaining']} remaining")
         say("EVERY ITEM IS PROVEN" if proven else "NOT EVERY ITEM IS PROVEN")
 
+    @staticmethod
+    def _retire(actor: Any, conversion: Any, swift: Any) -> bool:
+        from migration import decommission, report
+        from migration.commit import commit
+        from migration.states import DecommissionState
+        from stores.models import ImageStore
+
+        step("Committing, then retiring the export of zone2 on evidence (migration_commit, store_decommission)")
+        commit(actor=actor, conversion=conversion)
+        say("committed: the originals on NFS are no longer pinned, and there is no roll-back any more")
+        store = ImageStore.objects.get(name="nfs-zone2")
+        row = decommission.begin(actor=actor, store=store)
+
+        def settled() -> bool:
+            row.refresh_from_db()
+            return row.state != DecommissionState.CHECKING
+
+        log = DEMO / "data" / "worker.log"
+        wait_for(settled, "every original and its copy to be read again", log)
+        if row.state == DecommissionState.WAITING:
+            say(f"{row.unknown_count} files on {store.name} belong to no item; given up by name:")
+            for unknown in row.unknown.order_by("path")[:5]:
+                say(f"  {unknown.path}")
+            decommission.acknowledge(actor=actor, row=row, count=row.unknown_count, digest=row.unknown_digest)
+            wait_for(settled, "the retirement", log)
+        if row.state != DecommissionState.RETIRED:
+            say(f"! not retired: {row.state}; {row.note}")
+            return False
+        folder = DEMO / "report"
+        folder.mkdir(exist_ok=True)
+        for form in report.FORMS:
+            (folder / report.name_of(row, form)).write_text("".join(report.stream(row, form)))
+        say(f"{store.name} is retired, its files untouched; report in {folder}, signed {row.sums_sha256}")
+        whole, told = check_independently("verify_report.py", folder / report.name_of(row, "json"), swift)
+        if told:
+            say(f"{told['files'] - len(told['wrong'])} of {told['files']} files of the report are in the bucket, byte for byte")
+        return whole
+
 
 def forget_earlier_runs(export: Path) -> None:
     """An export of an earlier run carries its marker and folders; the demo starts with a clean cloud."""
@@ -304,6 +329,23 @@ def forget_earlier_runs(export: Path) -> None:
             shutil.rmtree(own)
         else:
             own.unlink()
+
+
+def check_independently(script: str, facts: Path, swift: Any) -> tuple[bool, dict[str, Any]]:
+    """(all is well, what it told) of a script that imports nothing of ours."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "S3_ENDPOINT": swift.s3_url,
+        "S3_BUCKET": BUCKET,
+        "S3_ACCESS_KEY": swift.access_key,
+        "S3_SECRET_KEY": swift.secret_key,
+    }
+    command = [sys.executable, "-I", str(Path(__file__).with_name(script)), str(facts)]
+    checked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if not checked.stdout:
+        say(checked.stderr)
+        return False, {}
+    return checked.returncode == 0, json.loads(checked.stdout)
 
 
 def answers(url: str) -> bool:
