@@ -425,10 +425,6 @@ def probe_store(*, actor: Actor, store: ImageStore) -> list[ProbeStep]:
     return steps
 
 
-check_store = probe_store
-"""The name that `store_check` calls it by."""
-
-
 def update_store(
     *,
     actor: Actor,

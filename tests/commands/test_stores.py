@@ -182,3 +182,33 @@ def test_deleted_volume_is_listed_and_brought_back(run, admin, settings, tmp_pat
     assert run("undelete", "volume", str(volume.uuid)).code == 4
     assert run("undelete", "template", str(volume.uuid)).code == 3
     assert run("undelete", "volume", "data").code == 2
+
+
+def test_store_is_changed_and_its_new_secret_is_tried_first(run, memory_store, tmp_path):
+    memory_store.password = SECRET
+    (tmp_path / "secret").write_text(SECRET)
+    assert run(*objects("--secret-file", f"password={tmp_path / 'secret'}")).code == 0
+    memory_store.password = "the next one"
+    (tmp_path / "wrong").write_text("not this one")
+    refused = run("store_update", "objects", "--secret-file", f"password={tmp_path / 'wrong'}")
+    assert refused.code in {2, 4}
+    assert image_stores.details_of(ImageStore.objects.get(), reveal=True) == {"password": SECRET}
+    (tmp_path / "next").write_text("the next one")
+    changed = run(
+        *("store_update", "objects", "--secret-file", f"password={tmp_path / 'next'}"),
+        *("--read-limit", "10M", "--readonly", "--name", "archive", "--json"),
+    )
+    assert changed.code == 0, changed.err
+    store = ImageStore.objects.get()
+    assert (store.name, store.readonly, store.read_limit) == ("archive", True, 10_000_000)
+    assert image_stores.details_of(store, reveal=True) == {"password": "the next one"}
+    assert run("store_update", "archive", "--no-readonly", "--read-limit", "none").code == 0
+    store.refresh_from_db()
+    assert (store.readonly, store.read_limit) == (False, None)
+
+
+def test_change_of_nothing_is_refused(run, memory_store):
+    assert run(*objects()).code == 0
+    refused = run("store_update", "objects")
+    assert refused.code == 2
+    assert "Nothing was given to change." in refused.err

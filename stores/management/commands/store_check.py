@@ -9,7 +9,7 @@ from typing import Any
 from cloudstorage.actors import Actor
 from cloudstorage.commands import ServiceCommand
 from cloudstorage.errors import plain
-from stores.services.image_stores import check_store
+from stores.services.image_stores import probe_store
 from stores.services.region import find_store
 
 
@@ -21,7 +21,7 @@ class Command(ServiceCommand):
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
         store = find_store(options["store"])
-        steps = check_store(actor=actor, store=store)
+        steps = probe_store(actor=actor, store=store)
         if self.as_json:
             self.say("", {"id": store.uuid, "name": store.name, "steps": [plain(step) for step in steps]})
         else:
