@@ -600,7 +600,7 @@ def open_batches() -> list[int]:
 def sweep(*, limit: int = 100, avoid_stores: Collection[int] = ()) -> int:
     """Remove what cancelled and failed transfers left on their targets: recorded uploads, and objects that no ref has.
 
-    Retried at the next tick when a store does not answer; returns how many transfers are clean now.
+    Retried at the next tick when a store does not answer; returns how many transfers are clean for good.
     """
     swept = 0
     ended = Transfer.objects.filter(state__in=[TransferState.CANCELLED, TransferState.FAILED], swept=False)
@@ -615,9 +615,8 @@ def sweep(*, limit: int = 100, avoid_stores: Collection[int] = ()) -> int:
         except Exception:
             log.exception("debris of transfer %s could not be removed yet", transfer.pk)
         finally:
-            transfers.end_sweep(transfer, clean=clean)
+            swept += transfers.end_sweep(transfer, clean=clean)
         reach("sweep.committed")
-        swept += clean
     return swept
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from django.conf import settings
 from django.db import DataError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -95,6 +96,12 @@ def at_once() -> None:
 def lapse() -> None:
     Transfer.objects.filter(state=TransferState.RUNNING).update(lease_until=timezone.now() - timedelta(seconds=1))
     transfers.expire_leases()
+
+
+def lease_passed(job: Job) -> None:
+    """Whoever ran it when it was cancelled has been silent for a lease."""
+    ended = timezone.now() - timedelta(seconds=2 * settings.LEASE_SECONDS)
+    Transfer.objects.filter(pk=job.transfer.pk).update(finished_at=ended)
 
 
 def copied(job: Job) -> list[CopiedFile]:
@@ -420,9 +427,28 @@ def test_sweeping_a_cancelled_copy_spares_an_object_that_another_item_has(cloud,
     )
     factories.make_ref(Kind.SNAPSHOT, again, cloud.objects, key, {key: b"another"}, proof=Proof.VERIFIED)
     transfers.mark_unswept([job])
+    lease_passed(job)
     worker.sweep()
     assert server_at(OBJECTS).objects[key][1] == b"another"
     assert not Transfer.objects.filter(pk=job.transfer.pk, swept=False).exists()
+
+
+def test_what_a_cancelled_copy_published_before_its_worker_was_killed_is_swept(cloud, admin):
+    """Its put was under way when the debris was swept for the first time; the worker died before it could say that it landed."""
+    cloud.fill()
+    row = cloud.drain(admin)
+    drain.advance(row)
+    job = next(job for job in cloud.claim() if job.transfer.kind == Kind.VOLUME)
+    drain.cancel(actor=admin, drain=row)
+    worker.sweep()
+    copied(job)
+    worker.sweep()
+    assert not any(key.startswith("volumes/") for key in server_at(OBJECTS).objects)
+    copied(job)
+    lease_passed(job)
+    assert worker.sweep() == 1
+    assert not any(key.startswith("volumes/") for key in server_at(OBJECTS).objects)
+    assert worker.sweep() == 0
 
 
 def test_failure_that_may_pass_is_tried_a_few_times_and_then_waits_for_a_person(cloud):

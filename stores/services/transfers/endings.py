@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Case, Count, F, Max, Min, Q, QuerySet, When
 from django.db.models.functions import Now
@@ -283,13 +284,20 @@ def lease_for_sweep(transfer: Transfer) -> bool:
     return bool(ended.update(lease_until=lease_end()))
 
 
-def end_sweep(transfer: Transfer, *, clean: bool) -> None:
-    """Give the lease back; `clean`: nothing is left of what the transfer wrote."""
+def end_sweep(transfer: Transfer, *, clean: bool) -> bool:
+    """Give the lease back; `clean`: nothing is left of what the transfer wrote. Returns whether nothing can come any more.
+
+    A copy that was cancelled publishes until its worker notices, and a worker may die before it says so: what was cancelled is
+    swept again until a lease has passed since.
+    """
     row = Transfer.objects.filter(pk=transfer.pk).exclude(state=TransferState.RUNNING)
+    silent = Q(state=TransferState.FAILED) | Q(finished_at__lte=Now() - timedelta(seconds=settings.LEASE_SECONDS))
     with transaction.atomic():
-        if clean and row.filter(state=transfer.state, epoch=transfer.epoch).update(swept=True):
+        over = clean and bool(row.filter(silent, state=transfer.state, epoch=transfer.epoch).update(swept=True))
+        if over:
             TransferUpload.objects.filter(transfer=transfer).delete()
         row.update(lease_until=None)
+    return over
 
 
 def target_paths(transfer: Transfer) -> tuple[str, bool]:
