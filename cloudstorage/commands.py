@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand
 from django.db import OperationalError
 
 from cloudstorage.actors import Actor, cli_actor
-from cloudstorage.errors import Invalid, ServiceError, Unreachable, plain
+from cloudstorage.errors import Conflict, Invalid, ServiceError, Unreachable, plain
 
 EXIT_CODES = {
     0: "ok",
@@ -57,6 +58,9 @@ class ServiceCommand(BaseCommand, ABC):
         except OperationalError as error:
             self._complain(Unreachable(f"The database did not answer: {error}", remedy="See `manage.py doctor`, then try again."))
             sys.exit(Unreachable.exit_code)
+        except ImproperlyConfigured as error:
+            self._complain(Conflict(str(error), remedy="See `manage.py doctor` and docs/operations.md."))
+            sys.exit(Conflict.exit_code)
         except KeyboardInterrupt:
             sys.exit(130)
         if code:

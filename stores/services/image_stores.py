@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -115,12 +115,12 @@ def _environment() -> DriverEnvironment:
     )
 
 
-def details_of(store: ImageStore, *, reveal: bool = False) -> dict[str, str]:
-    """The options of a store by name; secrets are empty unless `reveal`, which is for drivers only."""
+def details_of(store: ImageStore, *, reveal: bool = False, but: Collection[str] = ()) -> dict[str, str]:
+    """The options of a store by name; secrets are empty unless `reveal`, which is for drivers only, and those of `but` always."""
     found: dict[str, str] = {}
     for detail in sorted(store.details.all(), key=lambda detail: detail.name):
         if detail.secret:
-            found[detail.name] = secrets.decrypt(detail.value) if reveal else ""
+            found[detail.name] = secrets.decrypt(detail.value) if reveal and detail.name not in but else ""
         else:
             found[detail.name] = detail.value
     return found
@@ -485,7 +485,9 @@ def _try_details(store: ImageStore, details: Mapping[str, str]) -> dict[str, str
     driver = driver_class(store.image_provider_name)
     secret = {option.name for option in driver.options if option.secret}
     given = {name: value for name, value in details.items() if value or name not in secret}
-    url, merged = _clean(driver, store.url, {**details_of(store, reveal=True), **given}, store.zone)
+    # A secret that is replaced need not be legible: this is the way out when the key ring was lost.
+    present = details_of(store, reveal=True, but=given.keys())
+    url, merged = _clean(driver, store.url, {**present, **given}, store.zone)
     trial = driver(_config(url, merged, store.uuid))
     with store_errors():
         trial.check()

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 
+from cloudstorage import secrets
 from stores.models import ImageStore, Volume, Zone
 from stores.services import image_stores, scan
 from tests.factories import content, make_store, make_volume, make_zone
@@ -14,6 +20,18 @@ from tests.factories import content, make_store, make_volume, make_zone
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
 
 SECRET = "hunter2-Zq7"
+
+
+@contextmanager
+def ring_of(settings: Any, path: Path) -> Iterator[None]:
+    """The process as it is when it was started with this key ring."""
+    settings.SECRET_KEYS_FILE = str(path)
+    secrets._ring.cache_clear()
+    image_stores._forget_drivers()
+    try:
+        yield
+    finally:
+        secrets._ring.cache_clear()
 
 
 def objects(*more: str) -> list[str]:
@@ -212,3 +230,20 @@ def test_change_of_nothing_is_refused(run, memory_store):
     refused = run("store_update", "objects")
     assert refused.code == 2
     assert "Nothing was given to change." in refused.err
+
+
+def test_lost_key_ring_is_mended_by_a_new_one_and_the_secret_entered_again(run, memory_store, tmp_path, settings):
+    memory_store.password = SECRET
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "first").write_bytes(Fernet.generate_key())
+    (tmp_path / "second").write_bytes(Fernet.generate_key())
+    for ring in ("first", "second"):
+        (tmp_path / ring).chmod(0o600)
+    entered = ("--secret-file", f"password={tmp_path / 'secret'}")
+    with ring_of(settings, tmp_path / "first"):
+        assert run(*objects(*entered)).code == 0
+    with ring_of(settings, tmp_path / "second"):
+        refused = run("store_check", "objects")
+        assert (refused.code, "Restore the key ring" in refused.err) == (4, True)
+        assert run("store_update", "objects", *entered).code == 0
+        assert run("store_check", "objects").code == 0
