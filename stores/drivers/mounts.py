@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from stores.drivers.base import DriverEnvironment
@@ -46,10 +47,15 @@ class Location:
     mount: Mount | None
 
 
-def mount_table() -> list[Mount]:
+def mount_table() -> Sequence[Mount]:
     """Every mount this process sees, in the kernel's order: of two at the same point the later hides the earlier."""
-    lines = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    return [_parse(line) for line in lines]
+    return _parse(MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape"))
+
+
+@lru_cache(maxsize=1)
+def _parse(table: str) -> tuple[Mount, ...]:
+    # Read anew for every call, it is nearly always the one before; parsing it was half of what opening a file cost.
+    return tuple(map(_parse_line, table.splitlines()))
 
 
 def locate(host: str, path: str, environment: DriverEnvironment) -> Location:
@@ -109,7 +115,7 @@ def _below(path: str, base: str) -> tuple[str, ...] | None:
     return tuple(name for name in path[len(base) :].split("/") if name)
 
 
-def _parse(line: str) -> Mount:
+def _parse_line(line: str) -> Mount:
     left, _, right = line.partition(" - ")
     ident, _parent, _device, root, point, options = left.split(" ")[:6]
     fstype, source, super_options = [*right.split(" "), "", ""][:3]

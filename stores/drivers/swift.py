@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from math import ceil
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -39,13 +40,13 @@ from stores.drivers.errors import (
     Foreign,
     Misconfigured,
     NotFound,
-    SourceChanged,
     StoreError,
     Unavailable,
     UploadGone,
 )
 from stores.drivers.probe import PROBE_FOLDER
 from stores.drivers.swift_http import Credentials, Response, SwiftSession, error_of, listed_time, md5
+from stores.drivers.swift_reader import SwiftReader
 from stores.drivers.swift_segments import DELETING, REPLACED, Segments, make_container, require_container, upload_id_for
 from stores.states import Proof
 
@@ -55,38 +56,6 @@ MAX_CONTAINER_NAME = 256
 NOTE_RECHECK = 5.0
 """Seconds after which a part upload looks again whether somebody aborted its upload."""
 LAST = "\U0010ffff"
-
-
-class SwiftReader(Reader):
-    """Ranged GETs that insist on the entity tag seen when the object was opened."""
-
-    def __init__(self, driver: SwiftDriver, name: str, info: ObjectInfo) -> None:
-        self.info = info
-        self._driver = driver
-        self._name = name
-
-    def pread(self, offset: int, length: int) -> bytes:
-        end = min(offset + length, self.size)
-        if end <= offset:
-            return b""
-        headers = {"Range": f"bytes={offset}-{end - 1}", "If-Match": self.info.etag or "*"}
-        response = self._driver.session.request(
-            "GET", self._driver.container, self._name, headers=headers, allow=(404, 409, 412, 416)
-        )
-        if response.status in {412, 416}:
-            raise SourceChanged(f"{self.info.key!r} was replaced while it was read.")
-        if response.status == 404:
-            raise NotFound(f"{self.info.key!r} was deleted while it was read.")
-        if response.status == 409:
-            raise Corrupt(f"{self.info.key!r} cannot be read: a segment is missing or is not what its manifest says.")
-        if response.status != 206 and (offset, end) != (0, self.size):
-            raise Misconfigured("The server or a proxy before it ignores ranges.", field="url")
-        if len(response.body) != end - offset:
-            raise Unavailable(f"The answer for {self.info.key!r} broke off.")
-        return response.body
-
-    def current_version(self) -> str:
-        return self._driver.stat(self.info.key).version
 
 
 class SwiftDriver(StoreDriver):
@@ -337,23 +306,30 @@ class SwiftDriver(StoreDriver):
         if_absent: bool,
         manifest_of: Sequence[Part] = (),
     ) -> Stored:
-        """Write the object or the manifest `body` at `key`, then remove the segments of what it replaced."""
+        """Write the object or the manifest `body` at `key`, then remove the segments of what it replaced.
+
+        Where the server honours conditions, what is new costs one request, and only what lies at a taken name is looked at.
+        """
         name = self.object_name(key)
-        conditional = if_absent and self.capabilities.conditional_put
-        replaced = None if conditional else self._head(key)
-        if if_absent and replaced is not None:
-            raise AlreadyExists(f"{key!r} is already on {self.display_url}.")
-        old_upload = replaced.headers.get(UPLOAD_HEADER, "") if replaced else ""
-        if old_upload:
-            self.segments.write_note(key, old_upload, REPLACED)
         etag = md5("".join(part.etag for part in manifest_of).encode() if manifest_of else body)
         sent = {"Content-Type": "application/octet-stream", **headers, "ETag": etag}
-        if conditional:
-            sent["If-None-Match"] = "*"
         query = {"multipart-manifest": "put"} if manifest_of else {}
-        response = self.session.request(
-            "PUT", self.container, name, query=query, headers=sent, body=body, allow=(400, 404, 412), repeatable=not conditional
-        )
+
+        write = partial(self.session.request, "PUT", self.container, name, query=query, body=body, allow=(400, 404, 412))
+        response, old_upload = None, ""
+        if self.capabilities.conditional_put:
+            # Sent again after a lost answer, it would meet what it wrote itself.
+            response = write(headers={**sent, "If-None-Match": "*"}, repeatable=not if_absent)
+        if response is None or (response.status == 412 and not if_absent):
+            replaced = self._head(key)
+            if if_absent and replaced is not None:
+                raise AlreadyExists(f"{key!r} is already on {self.display_url}.")
+            found = replaced.headers.get(UPLOAD_HEADER, "") if replaced else ""
+            # Its own upload: a manifest whose answer was lost, or that a late worker wrote as well.
+            old_upload = found if found != headers.get(UPLOAD_HEADER) else ""
+            if old_upload:
+                self.segments.write_note(key, old_upload, REPLACED)
+            response = write(headers=sent)
         if response.status >= 300:
             raise self._refusal(key, response, manifest=bool(manifest_of))
         if response.etag and response.etag != etag:

@@ -577,13 +577,48 @@ def test_late_parts_are_removed_when_completion_finds_the_upload_aborted(driver:
     assert in_segments(driver) == []
 
 
+def behind(proxy: LoggingHttpProxy, server: SwiftServer) -> SwiftDriver:
+    url, details = SwiftDriver.clean(proxy.url + urlsplit(server.auth_url).path, details_of(server))
+    driver = SwiftDriver(StoreConfig(url, details, "store-1", CLOUD, FACTS))
+    driver.claim()
+    return driver
+
+
+def test_new_object_costs_one_request(swift_server: SwiftServer, http_proxy: Callable[[str], LoggingHttpProxy]) -> None:
+    proxy = http_proxy(swift_server.url)
+    driver = behind(proxy, swift_server)
+    proxy.clear_records()
+    assert driver.put(KEY, some_bytes(PART), metadata={}, token="t").proof is Proof.VERIFIED
+    assert [record.method for record in proxy.records] == ["PUT"]
+    driver.put(KEY, b"newer", metadata={}, token="t")
+    assert read(driver) == b"newer"
+    driver.close()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_object_is_complete_when_the_answer_to_its_writing_was_lost(
+    swift_server: SwiftServer, http_proxy: Callable[[str], LoggingHttpProxy], large: bool
+) -> None:
+    proxy = http_proxy(swift_server.url)
+    driver = behind(proxy, swift_server)
+    data = some_bytes(2 * PART)
+    lost = proxy.add_rule(lambda sent: sent.method == "PUT" and f"/{driver.container}/" in sent.target, Cut("response"), times=1)
+    if large:
+        send(driver, data)
+    else:
+        driver.put(KEY, data, metadata={}, token="t")
+    assert lost.hits == 1
+    assert read(driver) == data
+    assert len(in_segments(driver)) == (2 if large else 0)
+    assert list(driver.pending_uploads()) == []
+    driver.close()
+
+
 def test_part_is_read_anew_when_the_connection_broke_while_it_was_sent(
     swift_server: SwiftServer, http_proxy: Callable[[str], LoggingHttpProxy]
 ) -> None:
     proxy = http_proxy(swift_server.url)
-    url, details = SwiftDriver.clean(proxy.url + urlsplit(swift_server.auth_url).path, details_of(swift_server))
-    driver = SwiftDriver(StoreConfig(url, details, "store-1", CLOUD, FACTS))
-    driver.claim()
+    driver = behind(proxy, swift_server)
     data = some_bytes(3 * MiB)
     upload = driver.begin_upload(KEY, size=len(data), part_size=len(data), metadata={}, token="t")
     cut = proxy.add_rule(lambda sent: sent.method == "PUT", Cut("body", after_bytes=2 * MiB), times=1)
