@@ -123,11 +123,12 @@ def resume(*, actor: Actor, drain: Drain) -> Drain:
 
 
 def cancel(*, actor: Actor, drain: Drain) -> Drain:
-    """End it; what is proven stays proven, what is not stays readable where it was, and debris is removed."""
+    """End it; what is proven stays proven, what is not stays readable where it was, and debris is removed. What was asked for at
+    once goes on without the drain."""
     with audited(actor, ActorRole.OPERATOR, "drain.cancel", f"drain:{drain.uuid}"):
         drain = _advance_state(drain, DrainEvent.CANCEL, note=f"cancelled by {actor.name}", finished_at=timezone.now())
         TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
-        count = transfers.cancel_live(Transfer.objects.filter(batch=drain.batch_id))
+        count = transfers.cancel_batch(drain.batch_id)
         record(actor, "drain.cancel", f"drain:{drain.uuid}", cancelled=count)
     return drain
 

@@ -188,6 +188,51 @@ def test_a_child_follows_the_parents_new_transfer_when_the_former_was_cancelled(
     assert child.state == TransferState.PROVEN
 
 
+def staging(region, zone: str) -> ImageStore:
+    """The zone's export, as the conversion has left it."""
+    return ImageStore.objects.get(pk=region.stores[zone].pk)
+
+
+def test_what_was_asked_for_goes_on_when_the_drain_that_had_planned_it_is_cancelled(running, worker, operator, region):
+    child = KINDS[Kind.SNAPSHOT].item.objects.get(depth=1)
+    staged = transfers.ensure(actor=operator, kind=Kind.SNAPSHOT, item=child, store=staging(region, "east"))
+    Transfer.objects.filter(target__scope="REGION", depth=0).update(priority=transfers.BACKGROUND)  # as one planned since
+    drain.cancel(actor=operator, drain=running)
+    assert of(Kind.VOLUME).state == TransferState.CANCELLED
+    for _ in range(4):
+        pump(worker)
+    staged.refresh_from_db()
+    assert_bytes_are_there(staged)
+    running.refresh_from_db()
+    assert {state: number for state, number in drain.progress(running).items.items() if number} == {"cancelled": 1}
+
+
+def test_what_waits_for_a_source_says_so_when_that_was_cancelled(running, worker, operator, region):
+    volume = KINDS[Kind.VOLUME].item.objects.get()
+    staged = transfers.ensure(actor=operator, kind=Kind.VOLUME, item=volume, store=staging(region, "west"))
+    transfers.cancel_live(Transfer.objects.filter(pk=staged.parent_id))
+    tasks.keep_house()
+    staged.refresh_from_db()
+    assert (staged.state, staged.error_cause) == (TransferState.FAILED, "source-cancelled")
+    transfers.ensure(actor=operator, kind=Kind.VOLUME, item=volume, store=staging(region, "west"))
+    for _ in range(2):
+        pump(worker)
+    staged.refresh_from_db()
+    assert_bytes_are_there(staged)
+
+
+def test_what_waits_for_a_source_waits_for_its_new_copy_when_the_former_was_cancelled(running, worker, operator, region):
+    volume = KINDS[Kind.VOLUME].item.objects.get()
+    staged = transfers.ensure(actor=operator, kind=Kind.VOLUME, item=volume, store=staging(region, "west"))
+    transfers.cancel_live(Transfer.objects.filter(pk=staged.parent_id))
+    transfers.ensure(actor=operator, kind=Kind.VOLUME, item=volume, store=staging(region, "west"))
+    tasks.keep_house()
+    for _ in range(2):
+        pump(worker)
+    staged.refresh_from_db()
+    assert_bytes_are_there(staged)
+
+
 def test_an_item_without_files_fails_alone_when_others_are_copied(running, worker):
     volume = of(Kind.VOLUME)
     KINDS[Kind.VOLUME].file.objects.filter(ref=volume.source_ref_id).delete()

@@ -14,7 +14,16 @@ from stores.services.transfers.endings import (
 )
 from stores.services.transfers.jobs import BACKGROUND, MAX_ATTEMPTS, ON_DEMAND, PUMP, READABLE, Job, install_path_on
 from stores.services.transfers.leases import Lease, claim, expire_leases, release, renew, waits_for
-from stores.services.transfers.planning import Wanted, ensure, handled, plan_batch, plan_copies, retry, unblock_ready
+from stores.services.transfers.planning import (
+    Wanted,
+    cancel_batch,
+    ensure,
+    handled,
+    plan_batch,
+    plan_copies,
+    retry,
+    unblock_ready,
+)
 from stores.services.transfers.shares import open_batch, pumps_at_work
 
 __all__ = [
@@ -26,6 +35,7 @@ __all__ = [
     "Job",
     "Lease",
     "Wanted",
+    "cancel_batch",
     "cancel_live",
     "cancel_unattached",
     "claim",

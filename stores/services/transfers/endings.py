@@ -256,6 +256,17 @@ def fail_behind_parent(ids: Collection[int]) -> None:
     )
 
 
+def fail_without_source(transfers: QuerySet[Transfer]) -> None:
+    """What was to be read from a copy that never came."""
+    transfers.filter(state=TransferState.BLOCKED).update(
+        state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.FAIL),
+        error_cause="source-cancelled",
+        error="It was to be read from a copy that was being made, and the making of that copy was cancelled.",
+        remedy="Ask for the item again: it is then brought to the object store first.",
+        finished_at=Now(),
+    )
+
+
 def cancel_live(transfers: QuerySet[Transfer]) -> int:
     """Cancel what has not ended; a running copy notices at its next heartbeat, and the reaper removes what it left."""
     cancellable = [*sources(TRANSFER_TRANSITIONS, TransferEvent.CANCEL)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Now
 
 from cloudstorage.actors import Actor, ActorRole
@@ -17,7 +17,7 @@ from cloudstorage.errors import Conflict, Missing
 from cloudstorage.queue import wake
 from stores.models import KINDS, ImageStore, Item, Kind, Transfer, TransferBatch
 from stores.services.inventory import readable_copies
-from stores.services.transfers.endings import cancel_live, fail_behind_parent, fail_descendants
+from stores.services.transfers.endings import cancel_live, fail_behind_parent, fail_descendants, fail_without_source
 from stores.services.transfers.jobs import BACKGROUND, ON_DEMAND, PUMP, READABLE, chunks, slices
 from stores.states import (
     LIVE_TRANSFER_STATES,
@@ -307,9 +307,20 @@ def _link_parents(target: ImageStore) -> None:
             .values_list("item_id", flat=True)
         )
         free = [pk for pk, item in chunk if parent_of.get(item) in present or parent_of.get(item) is None]
-        Transfer.objects.filter(pk__in=free, state=TransferState.BLOCKED).update(state=TransferState.QUEUED)
+        _queue_with_source(Kind.SNAPSHOT, free)
         handled = {*free, *(row.pk for row in linked)}
         fail_behind_parent([pk for pk, _ in chunk if pk not in handled])
+
+
+def _queue_with_source(kind: Kind, ids: Collection[int]) -> None:
+    """Queue what waits for no parent and whose source can be read; behind the copy that brings the source; or fail it."""
+    blocked = Transfer.objects.filter(pk__in=ids, state=TransferState.BLOCKED)
+    readable = KINDS[kind].ref.objects.filter(pk=OuterRef("source_ref_id"), state__in=READABLE)
+    free = next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK)
+    blocked.filter(Exists(readable)).update(state=free)
+    coming = Transfer.objects.filter(kind=kind, target_ref_id=OuterRef("source_ref_id"), state__in=LIVE_TRANSFER_STATES)
+    blocked.filter(Exists(coming)).update(parent=Subquery(coming.values("pk")[:1]))
+    fail_without_source(blocked.filter(parent=None))
 
 
 def unblock_ready() -> int:
@@ -332,7 +343,8 @@ def _unblock_orphans() -> None:
             here = list(orphans.filter(target=target).values_list("pk", "kind"))
             Transfer.objects.filter(pk__in=[pk for pk, _ in here], state=TransferState.BLOCKED).update(parent=None)
             _link_parents(target)
-            fail_behind_parent([pk for pk, kind in here if kind != Kind.SNAPSHOT])
+            for kind in set(KINDS) - {Kind.SNAPSHOT}:
+                _queue_with_source(kind, [pk for pk, of in here if of == kind])
 
 
 def retry(*, actor: Actor, transfers: QuerySet[Transfer], target: str) -> int:
@@ -383,6 +395,19 @@ def _choose_other_sources(ids: Sequence[int]) -> None:
                 row.source_id, row.source_ref_id = usable[0]
                 changed.append(row)
         Transfer.objects.bulk_update(changed, ["source", "source_ref_id"], batch_size=500)
+
+
+def cancel_batch(batch_id: int) -> int:
+    """Cancel what a batch has not ended; returns how many. What was asked for at once, and what that waits for, leaves the batch
+    and goes on."""
+    live = Transfer.objects.filter(state__in=LIVE_TRANSFER_STATES)
+    waited_for = live.filter(pk__in=live.filter(priority=ON_DEMAND).values("parent_id")).exclude(priority=ON_DEMAND)
+    while waited_for.update(priority=ON_DEMAND):  # one link of a chain each time
+        pass
+    own = Transfer.objects.filter(batch=batch_id)
+    cancelled = cancel_live(own.exclude(state__in=LIVE_TRANSFER_STATES, priority=ON_DEMAND))
+    live.filter(batch=batch_id).update(batch=None, canary=False)
+    return cancelled
 
 
 def _superseded() -> Q:
