@@ -19,10 +19,21 @@ from migration.states import DrainState
 from stores import tasks, worker
 from stores.copier import CopiedFile
 from stores.drivers.errors import AccessDenied, Corrupt, Unavailable, UploadGone
-from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch, TransferPart, TransferUpload, Worker, WorkerReach
+from stores.models import (
+    KINDS,
+    ImageStore,
+    Kind,
+    Transfer,
+    TransferBatch,
+    TransferPart,
+    TransferUpload,
+    Volume,
+    Worker,
+    WorkerReach,
+)
 from stores.services import holds, items, transfers
 from stores.services.image_stores import driver_for
-from stores.services.transfers import Job, Lease
+from stores.services.transfers import Job, Lease, planning
 from stores.states import Proof, RefState, TransferState
 from stores.worker import Pump, open_batches
 from tests import factories
@@ -348,6 +359,34 @@ def test_retry_leaves_out_what_another_transfer_brings_or_has_brought(cloud, ope
     assert Transfer.objects.filter(batch=new, state=TransferState.PROVEN).count() == 6
     assert transfers.retry(actor=operator, transfers=Transfer.objects.filter(batch=old), target="test") == 0
     assert cloud.claim() == []
+
+
+def test_copy_of_what_was_deleted_while_it_was_planned_is_cancelled(cloud, admin, monkeypatch):
+    cloud.fill()
+    asked = planning._source_refs
+
+    def deleted_after(model: object, *args: object) -> object:
+        answer = asked(model, *args)
+        for volume in Volume.objects.filter(removed=None) if model is KINDS[Kind.VOLUME].ref else ():
+            items.delete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+        items.finish_deletes()
+        return answer
+
+    monkeypatch.setattr(planning, "_source_refs", deleted_after)
+    cloud.batch()
+    pump(cloud)
+    assert set(Transfer.objects.filter(kind=Kind.VOLUME).values_list("state", flat=True)) == {TransferState.CANCELLED}
+    assert not Transfer.objects.filter(state=TransferState.FAILED).exists()
+
+
+def test_retry_gives_up_what_was_deleted(cloud, operator):
+    cloud.fill()
+    cloud.batch()
+    for job in cloud.claim():
+        transfers.fail(job, AccessDenied("no"))
+    KINDS[Kind.VOLUME].ref.objects.filter(store=cloud.objects).update(state=RefState.DESTROYED)
+    assert transfers.retry(actor=operator, transfers=Transfer.objects.all(), target="test") == 4
+    assert set(Transfer.objects.filter(kind=Kind.VOLUME).values_list("state", flat=True)) == {TransferState.CANCELLED}
 
 
 def test_staging_copy_that_failed_can_be_retried_to_its_end(cloud, operator):

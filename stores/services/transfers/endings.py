@@ -21,7 +21,7 @@ from stores.manifest import manifest_sha256
 from stores.models import KINDS, Kind, StoreFile, StoreRef, Transfer, TransferBatch, TransferUpload
 from stores.services import holds
 from stores.services.inventory import keep_hidden
-from stores.services.transfers.jobs import MAX_ATTEMPTS, READABLE, Job, install_path_on, lease_end
+from stores.services.transfers.jobs import GOING, MAX_ATTEMPTS, READABLE, Job, install_path_on, lease_end
 from stores.states import (
     LIVE_TRANSFER_STATES,
     REF_TRANSITIONS,
@@ -207,7 +207,8 @@ def _target_files(model: Any, job: Job, copied: Sequence[CopiedFile], ref: Store
 
 
 def fail(job: Job, error: Exception) -> None:
-    """Note the error; one that may pass is tried again later with growing pauses, another waits for a person."""
+    """Note the error; one that may pass is tried again later with growing pauses, another waits for a person. A copy of what was
+    deleted while it was planned is cancelled."""
     cause, retryable, remedy, wait = "unexpected", True, "Look into the worker's log; report it if it repeats.", 0.0
     if isinstance(error, StoreError):
         cause, retryable, remedy = error.cause, error.retryable, error.remedy
@@ -217,7 +218,10 @@ def fail(job: Job, error: Exception) -> None:
     attempts = job.transfer.attempts
     # An outage is nobody's fault and ends by itself: it never uses up the attempts.
     again = retryable and (attempts < MAX_ATTEMPTS or isinstance(error, Unavailable))
-    event = TransferEvent.RELEASE if again else TransferEvent.FAIL
+    models = KINDS[Kind(job.transfer.kind)]
+    deleted = models.ref.objects.filter(pk=job.transfer.target_ref_id, state__in=GOING).exists()
+    again = again and not deleted
+    event = TransferEvent.CANCEL if deleted else TransferEvent.RELEASE if again else TransferEvent.FAIL
     pause = max(wait, min(600, 5 * 2 ** min(attempts, 10)) * random.uniform(0.5, 1.0)) if again else 0  # noqa: S311 - jitter, not a secret
     with transaction.atomic():
         changed = Transfer.objects.filter(pk=job.transfer.pk, epoch=job.epoch, state=TransferState.RUNNING).update(
@@ -230,9 +234,9 @@ def fail(job: Job, error: Exception) -> None:
             error=message[:2000],
             remedy=remedy,
         )
-        if changed and not again:
+        if changed and event == TransferEvent.FAIL:
             fail_descendants([job.transfer.pk])
-            begun = KINDS[Kind(job.transfer.kind)].ref.objects.filter(pk=job.transfer.target_ref_id, state=RefState.CREATING)
+            begun = models.ref.objects.filter(pk=job.transfer.target_ref_id, state=RefState.CREATING)
             back = next_state(REF_TRANSITIONS, RefState.CREATING, RefEvent.OPERATION_FAILED)
             begun.update(state=back, error_str=message[:255], updated=Now())
     reach("fail.committed")

@@ -19,6 +19,7 @@ ON_DEMAND, BACKGROUND = 0, 10
 MAX_ATTEMPTS = 5
 """Attempts that an error which may pass gets before the transfer is Failed and waits for a person."""
 READABLE = (RefState.READY, RefState.HIDDEN)
+GOING = (RefState.DESTROYING, RefState.DESTROYED)
 PUMP = "stores.tasks.pump"
 
 

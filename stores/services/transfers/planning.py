@@ -18,7 +18,7 @@ from cloudstorage.queue import wake
 from stores.models import KINDS, ImageStore, Item, Kind, Transfer, TransferBatch
 from stores.services.inventory import readable_copies
 from stores.services.transfers.endings import cancel_live, fail_behind_parent, fail_descendants, fail_without_source
-from stores.services.transfers.jobs import BACKGROUND, ON_DEMAND, PUMP, READABLE, chunks, slices
+from stores.services.transfers.jobs import BACKGROUND, GOING, ON_DEMAND, PUMP, READABLE, chunks, slices
 from stores.states import (
     LIVE_TRANSFER_STATES,
     TRANSFER_TRANSITIONS,
@@ -350,7 +350,7 @@ def _unblock_orphans() -> None:
 def retry(*, actor: Actor, transfers: QuerySet[Transfer], target: str) -> int:
     """Queue Failed transfers again (children wait for their parents); returns how many. Raises Denied.
 
-    Those whose item came to the target by another transfer, or is coming by one, are Cancelled instead.
+    Those whose item came to the target by another transfer, is coming by one, or was deleted are Cancelled instead.
     """
     with audited(actor, ActorRole.OPERATOR, "transfer.retry", target):
         failed = transfers.filter(state__in=sources(TRANSFER_TRANSITIONS, TransferEvent.RETRY))
@@ -416,6 +416,6 @@ def _superseded() -> Q:
     later = Transfer.objects.filter(state=TransferState.FAILED, pk__gt=OuterRef("pk"), batch=OuterRef("batch"), **same)
     query |= Q(Exists(later))
     for kind, models in KINDS.items():
-        there = models.ref.objects.filter(pk=OuterRef("target_ref_id"), state__in=READABLE)
+        there = models.ref.objects.filter(pk=OuterRef("target_ref_id"), state__in=[*READABLE, *GOING])
         query |= Q(Exists(there), kind=kind)
     return query
