@@ -218,8 +218,7 @@ class S3Driver(StoreDriver):
                 "put_object",
                 f"write {shown(key)}",
                 Key=self.full_key(key),
-                Body=wire.body_of(data),
-                ContentLength=len(data),
+                Body=data,
                 Metadata=_headers(metadata, token),
                 **header,
                 **self._encryption,
@@ -257,8 +256,7 @@ class S3Driver(StoreDriver):
             Key=self.full_key(upload.key),
             UploadId=upload.upload_id,
             PartNumber=number,
-            Body=wire.body_of(data),
-            ContentLength=len(data),
+            Body=data,
             **header,
         )
         etag = etag_of(answer) or ""

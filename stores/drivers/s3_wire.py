@@ -1,12 +1,12 @@
 """Speaks S3 for the S3 driver: settings, a client that inherits nothing from its surroundings, and errors in our words.
 
-The only module that imports boto3 and awscrt. Clients are made on first use in each process: they do not survive a fork.
+The only module that imports boto3 and awscrt; what has a body goes by `s3_bodies`. Clients are made on first use in each process:
+they do not survive a fork.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import threading
@@ -14,18 +14,17 @@ import time
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import botocore.session
 from awscrt import checksums
 from botocore import exceptions as sdk
-from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.client import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConfigValueStore, ConstantProvider
 from botocore.parsers import ResponseParserError
 
-from stores.drivers.base import Digest, PartData, PartSource
+from stores.drivers.base import Digest
 from stores.drivers.errors import (
     AccessDenied,
     AlreadyExists,
@@ -38,15 +37,11 @@ from stores.drivers.errors import (
     Unavailable,
     UploadGone,
 )
+from stores.drivers.s3_bodies import OPERATIONS, POOL, BodySender, SourceFailed
 from stores.drivers.s3_options import Settings
-
-POOL = 32
-"""Connections kept per client; more threads than that share them."""
 
 SDK_ERRORS = (sdk.BotoCoreError, sdk.ClientError, ResponseParserError)
 
-
-SMALL_BODY = 1024 * 1024
 _MD5 = re.compile("[0-9a-f]{32}")
 
 
@@ -58,6 +53,15 @@ class Interrupted(Unavailable):
     """An answer broke off; asking again at once is worth while."""
 
 
+class _Made(NamedTuple):
+    """What speaks to the server in one process, for a time."""
+
+    pid: int
+    born: float
+    client: Any
+    sender: BodySender
+
+
 class Wire:
     """Calls of one bucket. Safe for threads; every error it raises is a StoreError."""
 
@@ -65,29 +69,30 @@ class Wire:
         self.settings = settings
         self._check_url = check_url
         self._lock = threading.Lock()
-        self._made: tuple[int, float, Any] | None = None
+        self._made: _Made | None = None
 
     @property
     def client(self) -> Any:
         """The SDK's client of this process, renewed after `connectionttl`."""
+        return self._current().client
+
+    def _current(self) -> _Made:
         with self._lock:
             now = time.monotonic()
-            if self._made is not None:
-                pid, born, client = self._made
-                expired = self.settings.connection_ttl and now - born > self.settings.connection_ttl
-                if pid == os.getpid() and not expired:
-                    return client
-            client = self._make()
-            self._made = (os.getpid(), now, client)
-            return client
+            made = self._made
+            ttl = self.settings.connection_ttl
+            if made is None or made.pid != os.getpid() or (ttl and now - made.born > ttl):
+                made = self._made = _Made(os.getpid(), now, *self._make())
+            return made
 
     def close(self) -> None:
         with self._lock:
-            if self._made is not None and self._made[0] == os.getpid():
-                self._made[2].close()
+            if self._made is not None and self._made.pid == os.getpid():
+                self._made.client.close()
+                self._made.sender.close()
             self._made = None
 
-    def _make(self) -> Any:
+    def _make(self) -> tuple[Any, BodySender]:
         settings = self.settings
         for url in settings.urls:
             self._check_url(url)
@@ -116,22 +121,21 @@ class Wire:
                     verify=settings.ca_bundle or True,
                     config=config,
                 )
+            client.meta.events.register("before-call.s3", _stay_at_this_endpoint)
+            return client, BodySender(settings, client)
         except (sdk.BotoCoreError, ValueError) as error:
             raise self.explain(error, "connect") from None
-        client.meta.events.register("before-call.s3", _stay_at_this_endpoint)
-        client.meta.events.register("before-call.s3", _send_bodies_whole)
-        if settings.signer == "s3v4":
-            client.meta.events.register("choose-signer.s3.UploadPart", _sign_by_known_hash)
-        return client
 
     def call(self, operation: str, /, *, doing: str, **params: Any) -> dict[str, Any]:
         """Call an operation on our bucket; `doing` completes "Could not ..." in an error's message."""
-        client = self.client
+        made = self._current()
         try:
-            answer: dict[str, Any] = getattr(client, operation)(Bucket=self.settings.bucket, **params)
+            if operation in OPERATIONS:
+                return made.sender.send(operation, **params)
+            answer: dict[str, Any] = getattr(made.client, operation)(Bucket=self.settings.bucket, **params)
         except SDK_ERRORS as error:
             raise self.explain(error, doing) from error
-        except _SourceFailed as failure:
+        except SourceFailed as failure:
             raise failure.error from None
         return answer
 
@@ -162,85 +166,6 @@ def _isolated_session() -> Any:
 def _stay_at_this_endpoint(params: dict[str, Any], **_: Any) -> None:
     # The SDK follows a bucket to the region that a server names in its error; a request signed by our key goes nowhere else.
     params["context"].setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _send_bodies_whole(params: dict[str, Any], **_: Any) -> None:
-    # The SDK makes a file of every body, which is then sent in blocks of 16 KiB; bytes go to the socket in one call.
-    body = params.get("body")
-    if isinstance(body, io.BytesIO):
-        params["body"] = body.getvalue()
-        # Waiting for "100 Continue" costs a round trip; it pays only where a refusal would waste a large body.
-        if len(params["body"]) <= SMALL_BODY:
-            params["headers"].pop("Expect", None)
-
-
-# --- bodies --------------------------------------------------------------------------------------------------------------
-
-
-class _SourceFailed(BaseException):
-    """Carries what went wrong while a body was read past the SDK, which takes every Exception for the network's and repeats."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-class _SourceBody:
-    """A PartSource as the file that the SDK sends, and rewinds for another attempt."""
-
-    def __init__(self, source: PartSource) -> None:
-        self._source = source
-        self.sha256 = source.sha256
-        self.seek(0)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        if (offset, whence) != (0, os.SEEK_SET):
-            raise io.UnsupportedOperation("A part is only sent from its beginning.")
-        self._blocks = self._source.blocks()
-        self._left = memoryview(b"")
-        self._position = 0
-        return 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1, /) -> bytes:
-        """The next `size` bytes, or fewer where a block ends; with no size, what is left of a block."""
-        try:
-            while not self._left:
-                self._left = memoryview(next(self._blocks))
-        except StopIteration:
-            return b""
-        except Exception as error:
-            raise _SourceFailed(error) from error
-        size = len(self._left) if size < 0 else size
-        piece, self._left = bytes(self._left[:size]), self._left[size:]
-        self._position += len(piece)
-        return piece
-
-
-class _KnownHashAuth(S3SigV4Auth):  # type: ignore[misc]
-    """Signs a part by the SHA-256 that it brings along, where the SDK would read it a third time."""
-
-    def payload(self, request: Any) -> str:
-        if isinstance(request.body, _SourceBody) and self._should_sha256_sign_payload(request):
-            return request.body.sha256
-        return str(super().payload(request))
-
-
-AUTH_TYPE_MAPS["cloudstorage-s3v4"] = _KnownHashAuth
-
-
-def _sign_by_known_hash(**_: Any) -> str:
-    return "cloudstorage-s3v4"
-
-
-def body_of(data: PartData) -> bytes | _SourceBody:
-    """What the SDK can send twice: bytes or a file, not a memoryview."""
-    return _SourceBody(data) if isinstance(data, PartSource) else bytes(data)
 
 
 # --- checksums -----------------------------------------------------------------------------------------------------------

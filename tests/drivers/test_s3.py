@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -295,9 +296,10 @@ def test_redirect_is_not_followed_when_it_leads_elsewhere(moto: Place, http_prox
 @pytest.mark.parametrize("detail", ["cabundle", "tls"])
 def test_certificate_and_bundle_are_named_when_tls_fails(moto: Place, detail: str) -> None:
     driver = moto.driver(cabundle="/nowhere/ca.pem") if detail == "cabundle" else moto.driver(usehttps="true")
-    with pytest.raises((Misconfigured, Unavailable)) as raised:
-        driver.stat("x")
-    assert raised.value.field in {"cabundle", "endpoint"}
+    for use in (lambda: driver.stat("x"), lambda: driver.put("x", b"x", metadata={}, token="t")):
+        with pytest.raises((Misconfigured, Unavailable)) as raised:
+            use()
+        assert raised.value.field in {"cabundle", "endpoint"}
 
 
 # --- lost answers and other bad luck -----------------------------------------------------------------------------------
@@ -361,6 +363,32 @@ def test_conditional_write_succeeds_when_only_its_answer_was_lost(swift: Place) 
     assert driver.put("x", b"x", metadata={}, token="mine", if_absent=True).size == 1
     with pytest.raises(AlreadyExists):
         driver.put("x", b"x", metadata={}, token="another", if_absent=True)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("retries", "written"), [("1", False), ("2", True)])
+def test_write_is_repeated_as_often_as_configured(moto: Place, retries: str, written: bool) -> None:
+    moto.proxy.add_rule(lambda sent: sent.method == "PUT", error(500, "InternalError"), times=2)
+    driver = moto.driver(maxerrorretry=retries)
+    with contextlib.nullcontext() if written else pytest.raises(Unavailable):
+        driver.put("x", b"x", metadata={}, token="t")
+    assert driver.exists("x") is written
+    assert [record.method for record in moto.proxy.records].count("PUT") == int(retries) + 1
+
+
+@pytest.mark.live
+def test_write_fails_by_name_when_the_server_says_nothing_for_too_long(moto: Place, tcp_proxy: Callable[[str], TcpProxy]) -> None:
+    gate = tcp_proxy(moto.server.s3_url)
+    gate.stall()
+    with pytest.raises(Unavailable, match="in time"):
+        moto.driver(endpoint=gate.url.removeprefix("http://"), sockettimeout="100").put("x", b"x", metadata={}, token="t")
+
+
+@pytest.mark.live
+def test_write_is_not_believed_when_what_answers_is_not_s3(moto: Place) -> None:
+    moto.proxy.add_rule(lambda sent: sent.method == "PUT", Answer(200, {"Content-Type": "text/html"}, b"<html>It works!"))
+    with pytest.raises(Misconfigured, match="not S3"):
+        moto.driver(facts={"verifies": ["put:crc32c"]}).put("x", b"x", metadata={}, token="t")
 
 
 @pytest.mark.live
@@ -534,14 +562,20 @@ def test_proxy_is_used_when_configured(moto: Place, http_proxy: Callable[[str], 
     # The rule answers as a forward proxy would be asked: with the whole url.
     via = http_proxy(moto.server.s3_url)
     asked: list[str] = []
-    via.add_rule(lambda sent: bool(asked.append(sent.target)) or True, error(404, "NoSuchKey"))
-    with pytest.raises(Misconfigured):
-        moto.driver(endpoint="store.example.org", proxy=via.url).open("x")
-    assert asked[0].startswith("http://store.example.org/")
+    via.add_rule(lambda sent: bool(asked.append(sent.target)) or True, error(404, "NoSuchBucket"))
+    driver = moto.driver(endpoint="store.example.org", proxy=via.url)
+    for use in (lambda: driver.open("x"), lambda: driver.put("x", b"x", metadata={}, token="t")):
+        asked.clear()
+        with pytest.raises(Misconfigured):
+            use()
+        assert asked[0] == f"http://store.example.org/{moto.bucket}/x"
 
 
 @pytest.mark.live
-def test_bucket_is_reached_by_its_own_host_when_addressed_virtually(swift: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signer", ["AWSS3V4SignerType", "S3SignerType"])
+def test_bucket_is_reached_by_its_own_host_when_addressed_virtually(
+    swift: Place, monkeypatch: pytest.MonkeyPatch, signer: str
+) -> None:
     # Not every resolver knows the names below localhost.
     real = socket.getaddrinfo
     monkeypatch.setattr(
@@ -549,10 +583,12 @@ def test_bucket_is_reached_by_its_own_host_when_addressed_virtually(swift: Place
         "getaddrinfo",
         lambda host, *rest, **more: real("127.0.0.1" if host.endswith("localhost") else host, *rest, **more),
     )
-    driver = swift.driver(addressing="virtual", endpoint=f"localhost:{swift.proxy.port}")
-    driver.put("a/b", b"x", metadata={}, token="t")
-    assert swift.proxy.records[0].target == "/a/b"
-    assert [info.key for info in swift.driver().list()] == ["a/b"]
+    driver = swift.driver(addressing="virtual", endpoint=f"localhost:{swift.proxy.port}", s3signer=signer)
+    driver.put("a/b ü~", b"x", metadata={"name": "ü"}, token="t")
+    assert swift.proxy.records[0].target == "/a/b%20%C3%BC~"
+    upload = driver.begin_upload("c", size=1, part_size=PART, metadata={}, token="t")
+    driver.complete_upload(upload, [driver.put_part(upload, 1, 0, b"y")])
+    assert [info.key for info in swift.driver().list()] == ["a/b ü~", "c"]
 
 
 @pytest.mark.live
@@ -573,7 +609,7 @@ def test_client_is_made_anew_when_the_process_forked(swift: Place) -> None:
 def test_connections_are_renewed_when_their_lifetime_is_over(moto: Place) -> None:
     driver = moto.driver(connectionttl="1")
     first = driver.wire.client
-    driver.wire._made = (os.getpid(), driver.wire._made[1] - 1, first)  # type: ignore[index]
+    driver.wire._made = driver.wire._made._replace(born=driver.wire._made.born - 1)  # type: ignore[union-attr]
     assert driver.wire.client is not first
     lasting = moto.driver()
     assert lasting.wire.client is lasting.wire.client
