@@ -166,8 +166,8 @@ def begin(*, actor: Actor, store: ImageStore, sample_percent: float = 100) -> De
     """Begin to retire a staging store. Workers read every original and its proven copy again; then the store is removed, with a
     signed report, and its files stay where they are.
 
-    `sample_percent` below 100 is a choice that the report names. Raises Blocked with the list of what forbids it, Invalid, and
-    Conflict while it is being retired already.
+    `sample_percent` below 100 is a choice that the report names; an original that nobody has hashed is read all the same.
+    Raises Blocked with the list of what forbids it, Invalid, and Conflict while it is being retired already.
     """
     with audited(actor, ActorRole.STORAGE_ADMIN, ACTION, store.name):
         if not 0 < sample_percent <= 100:

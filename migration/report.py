@@ -141,7 +141,8 @@ def exceptions(row: Decommission) -> list[dict[str, Any]]:
     if percent < 100:
         found.append(
             {
-                "what": f"Only {percent:g} % of the items were read again, by choice; the others rest on their proof.",
+                "what": f"Of the copies, and of the originals that were hashed before, only {percent:g} % were read again, by"
+                " choice; the others rest on their proof.",
                 "files": row.totals.get("not_read_again", 0),
                 "accepted_by": row.actor,
                 "accepted_at": _moment(row.created),

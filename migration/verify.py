@@ -389,12 +389,15 @@ class _PairReader:
             "copy_read_at": None,
         }
         found: list[tuple[str, dict[str, str]]] = []
-        if not sampled(ref.item.uuid.bytes, self._row):
+        chosen = sampled(ref.item.uuid.bytes, self._row)
+        # What was never hashed is always read: the copy may have been made of another zone's, which may differ.
+        if chosen or file.sha256 != there.sha256:
+            line["version"], differs = self._read_original(file.path, there)
+            line["original_read_at"] = timezone.now()
+            if differs is not None:
+                found.append((file.path, differs))
+        if not chosen:
             return found, line
-        line["version"], differs = self._read_original(file.path, there)
-        line["original_read_at"] = timezone.now()
-        if differs is not None:
-            found.append((file.path, differs))
         watch = self._watches.setdefault(copy.store_id, Watch(self._row, copy.store))
         differs, size = difference(self._engine, driver_for(copy.store), watch, there.path, there.sha256, there.size)
         line["copy_read_at"] = timezone.now()

@@ -49,7 +49,8 @@ def retire(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         Field(
             "sample_percent",
             "Read again",
-            "Percent of the items; 100 for all. Less is your choice, and the report says so.",
+            "Percent of the copies and of the originals that were hashed before; 100 for all. Less is your choice, and the"
+            " report says so.",
             "integer",
             "100",
         ),

@@ -208,7 +208,30 @@ def test_only_a_sample_is_read_by_choice_and_the_report_says_so(store, admin):
     assert ("0.01 %" in exception["what"], exception["files"], exception["accepted_by"]) == (True, 4, admin.name)
 
 
+def test_an_original_that_nobody_hashed_is_read_whatever_the_sample(store, admin, filled):
+    """The copy was made of the other zone's original of the same name and size, and this one is another."""
+    path = filled.folder("east") / a_file(store).path
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    row = retire(store, admin, sample_percent=0.01)
+    assert (row.state, row.verification.findings[0]["problem"]) == (DecommissionState.REFUSED, "content differs")
+
+
+def test_an_original_that_was_hashed_before_rests_on_its_proof_outside_of_the_sample(store, admin):
+    hash_originals(store)
+    row = retire(store, admin, sample_percent=0.01)
+    assert (row.state, row.verification.bytes_checked) == (DecommissionState.RETIRED, 0)
+
+
+def hash_originals(store: ImageStore) -> None:
+    """As if each had been hashed when it came to the store."""
+    for models in KINDS.values():
+        for file in models.file.objects.filter(ref__store=store).select_related("ref"):
+            copy = models.file.objects.get(ref__item_id=file.ref.item_id, ref__store__scope="REGION", path=file.path)
+            models.file.objects.filter(pk=file.pk).update(sha256=copy.sha256)
+
+
 def test_size_of_an_original_outside_of_the_sample_is_still_compared(store, admin, filled):
+    hash_originals(store)
     with (filled.folder("east") / a_file(store).path).open("ab") as out:
         out.write(b"more")
     row = retire(store, admin, sample_percent=0.01)

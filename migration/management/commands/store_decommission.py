@@ -30,7 +30,7 @@ class Command(ServiceCommand):
     def add_own_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("store", help="name or uuid; of a store that is retired too")
         parser.add_argument(
-            "--sample", type=float, default=100, metavar="PERCENT", help="of the items to read; the report says so"
+            "--sample", type=float, default=100, metavar="PERCENT", help="of the copies to read; the report says so"
         )
         parser.add_argument("--dry-run", action="store_true", help="only tell what it would be refused for")
         parser.add_argument("--yes", action="store_true", help="do not ask")
