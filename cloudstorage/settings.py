@@ -120,7 +120,7 @@ Q_CLUSTER = {
     "ack_failures": True,
     "save_limit": -1,
     "catch_up": False,
-    "poll": 0.5,
+    "poll": 0.2,
     "label": "Queue",
     "secret_key": QUEUE_SECRET_KEY,
 } | ({"redis": _redis} if _redis else {"orm": "default"})
@@ -227,6 +227,7 @@ WORKER_TICKS = [
     ("migration.tasks.tend_retirements", 10),
     ("migration.tasks.purge_retired_stores", 3600),
 ]
+WORKER_WHEN_DONE = "migration.tasks.advance"  # rung by a pump that has proven all it found, lest that wait for a tick
 LEASE_SECONDS = env.int("CLOUDSTORAGE_LEASE_SECONDS", default=120)
 HEARTBEAT_SECONDS = env.float("CLOUDSTORAGE_HEARTBEAT_SECONDS", default=15)
 TRASH_GRACE_SECONDS = env.int("CLOUDSTORAGE_TRASH_GRACE_SECONDS", default=7 * 24 * 3600)

@@ -1,7 +1,8 @@
 """Runs claimed transfers: one thread owns the database, the copies run beside it and never touch it.
 
-A `Pump` is what a queue task runs: it claims, starts a thread per item, renews leases, persists what a resume needs, steers
-(pause, limits, cancel) and ends items in batches. It stops by its own monotonic clock when it could not renew.
+A `Pump` is what a queue task runs: it claims, starts copying threads, renews leases, persists what a resume needs, steers
+(pause, limits, cancel) and ends items in batches. It stops by its own monotonic clock when it could not renew. A copying thread
+goes on with what waits for the same seat, so that no slot is idle while the database is written to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import queue
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,7 @@ from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
 from cloudstorage.models import Installation
+from cloudstorage.queue import wake
 from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedUpload, Stopped, Throttle
 from stores.drivers.base import Part, StoreDriver, Upload
 from stores.drivers.errors import NotFound
@@ -42,7 +44,7 @@ log = logging.getLogger(__name__)
 STUCK_SECONDS = 30.0
 """Without any progress for so long, a copy is stuck: its slot is given to others and its store is not claimed for."""
 
-_AHEAD = 4
+_AHEAD = 8
 """Times its slots: so much a pump claims ahead at most, while it ends as many in a second."""
 _AHEAD_SECONDS = 5.0
 """What was claimed ahead and could not begin for so long is given back: others could take it."""
@@ -50,6 +52,8 @@ _STEER_SECONDS = 1.0
 _CLAIM_SECONDS = 0.5
 _IDLE_SECONDS = 0.3
 _PARTS_SECONDS = 5.0
+_TURN_SECONDS = 0.02
+_LOOK_SECONDS = 0.1
 _MAX_STUCK = 32
 
 
@@ -62,6 +66,13 @@ class _Running:
     renewed: float
     recorded: dict[str, RecordedUpload]
     identity: dict[str, str]
+    source: StoreDriver | None = None
+    target: StoreDriver | None = None
+    journal: _PumpJournal | None = None
+    begun: bool = False
+    """A thread copies it, or has."""
+    ended: bool = False
+    """Its copy has ended; what came of it is not written down yet."""
     reported: float = 0.0
     broken: Exception | None = None
     """What its rows refused to take."""
@@ -189,7 +200,8 @@ class Pump:
         self._engine = CopyEngine()
         self._waiting: dict[int, _Running] = {}
         self._running: dict[int, _Running] = {}
-        self._journals: dict[int, _PumpJournal] = {}
+        self._handover = threading.Lock()
+        """Held while a copy begins or is given back: threads begin some of themselves."""
         self._finished: list[tuple[Job, Sequence[CopiedFile]]] = []
         self._released: list[Job] = []
         self._ended: queue.Queue[tuple[Job, Sequence[CopiedFile] | Exception]] = queue.Queue()
@@ -205,7 +217,7 @@ class Pump:
 
     def run(self) -> int:
         """Run until there is nothing to do; returns how many items were proven."""
-        proven = 0
+        proven = told = 0
         try:
             while True:
                 try:
@@ -222,6 +234,9 @@ class Pump:
                 if self._running or self._waiting or self._finished or self._released:
                     self._idle_since = None
                     continue
+                if proven > told:
+                    wake(settings.WORKER_WHEN_DONE)
+                    told = proven
                 self._idle_since = self._idle_since or time.monotonic()
                 if self._stopping or time.monotonic() - self._idle_since > _IDLE_SECONDS:
                     return proven
@@ -233,13 +248,14 @@ class Pump:
 
     def _turn(self) -> int:
         """One round of everything that is due; returns how many items it proved."""
-        self._handle_events(0.0 if self._ended.qsize() else 0.05)
+        self._handle_events(0.0 if self._worth_ending() else _TURN_SECONDS)
         proven = self._end_items()
         if proven:  # their children may be free now, and an idle pump would end before it looked
             self._next_claim = 0.0
         now = time.monotonic()
         if now >= self._next_steer:
             self._steer()
+            self._start_waiting()  # with the drivers as they are now; threads go on with nothing until then
             self._next_steer = now + _STEER_SECONDS
         if now >= self._next_parts:
             self._flush_parts()
@@ -251,7 +267,7 @@ class Pump:
             self._stop_all("the worker is shutting down")
         elif now >= self._next_claim:
             claimed = self._claim()
-            self._next_claim = now + (0 if claimed or not self._running else _CLAIM_SECONDS)
+            self._next_claim = now + (0 if claimed else _CLAIM_SECONDS if self._copying() else _LOOK_SECONDS)
         self._start_waiting()
         return proven
 
@@ -262,7 +278,7 @@ class Pump:
         stuck = self._stuck()
         if len(stuck) >= _MAX_STUCK:
             return 0
-        free = max(0, self.slots - (len(self._running) - len(stuck)))
+        free = max(0, self._free_slots())
         pace = min(_AHEAD * self.slots, max(self._ended_now, self._ended_before))
         ahead = max(0, pace - len(self._waiting))
         now = time.monotonic()
@@ -283,7 +299,15 @@ class Pump:
         return len(jobs)
 
     def _stuck(self) -> list[_Running]:
-        return [running for running in self._running.values() if self._is_stuck(running)]
+        return [running for running in self._copying() if self._is_stuck(running)]
+
+    def _copying(self) -> list[_Running]:
+        held = (*list(self._waiting.values()), *list(self._running.values()))
+        return [running for running in held if running.begun and not running.ended]
+
+    def _free_slots(self) -> int:
+        """Stuck copies have given theirs to others."""
+        return self.slots - sum(not self._is_stuck(running) for running in self._copying())
 
     @staticmethod
     def _is_stuck(running: _Running) -> bool:
@@ -299,7 +323,7 @@ class Pump:
 
     def _take(self, job: Job) -> None:
         transfer = job.transfer
-        if transfer.pk in self._running:  # its lease was lost, and our own former copy of it has not ended yet
+        if transfer.pk in self._running or transfer.pk in self._waiting:  # its lease was lost, and we have not let go of it yet
             transfers.release([job], delay=settings.HEARTBEAT_SECONDS)
             return
         if not job.files:
@@ -312,30 +336,38 @@ class Pump:
         running = _Running(
             job, Control(throttles), time.monotonic(), recorded, identity_of(job.item, self._cloud, files=len(job.files))
         )
+        running.journal = _PumpJournal(self, running)
         running.control.valid_until = running.renewed + settings.LEASE_SECONDS / 2
-        self._waiting[transfer.pk] = running
+        with self._handover:
+            self._waiting[transfer.pk] = running
 
     def _start_waiting(self) -> None:
         """Begin what has a free slot and, in its batch, a seat; give back what cannot begin."""
         if not self._waiting:
             return
-        stuck = self._stuck()
-        avoided = self._avoided(stuck)
-        free = self.slots - (len(self._running) - len(stuck))
-        held = self._seats()
-        seats = held - Counter(running.job.transfer.batch_id for running in self._running.values() if running.job.background)
-        late = time.monotonic() - _AHEAD_SECONDS
-        for pk, running in list(self._waiting.items()):
-            transfer, job = running.job.transfer, running.job
-            seated = not job.background or seats[transfer.batch_id] > 0
-            if running.control.stopped is not None or {transfer.source_id, transfer.target_id} & avoided:
-                self._released.append(self._waiting.pop(pk).job)
-            elif free > 0 and seated:
-                free -= 1
-                seats[transfer.batch_id] -= job.background
-                self._start(self._waiting.pop(pk))
-            elif running.control.progress_at < late or (job.background and not held[transfer.batch_id]):
-                self._released.append(self._waiting.pop(pk).job)
+        with self._handover:
+            self._take_note_of_begun()
+            avoided = self._avoided(self._stuck())
+            free = self._free_slots()
+            held = self._seats()
+            seats = held - Counter(running.job.transfer.batch_id for running in self._copying() if running.job.background)
+            late = time.monotonic() - _AHEAD_SECONDS
+            for pk, running in list(self._waiting.items()):
+                transfer, job = running.job.transfer, running.job
+                seated = not job.background or seats[transfer.batch_id] > 0
+                if running.control.stopped is not None or {transfer.source_id, transfer.target_id} & avoided:
+                    self._released.append(self._waiting.pop(pk).job)
+                elif free > 0 and seated:
+                    free -= 1
+                    seats[transfer.batch_id] -= job.background
+                    self._start(self._waiting.pop(pk))
+                elif running.control.progress_at < late or (job.background and not held[transfer.batch_id]):
+                    self._released.append(self._waiting.pop(pk).job)
+
+    def _take_note_of_begun(self) -> None:
+        """What threads began by themselves is running; only here and in `_start` does anything become so."""
+        for pk in [pk for pk, running in self._waiting.items() if running.begun]:
+            self._running[pk] = self._waiting.pop(pk)
 
     def _seats(self) -> Counter[int | None]:
         """Batch -> seats of ours. What ended passes its own on before it is proven: another copy may begin on it."""
@@ -346,19 +378,17 @@ class Pump:
     def _start(self, running: _Running) -> None:
         transfer = running.job.transfer
         try:
-            source, target = self._driver(transfer.source), self._driver(transfer.target)
+            running.source, running.target = self._driver(transfer.source), self._driver(transfer.target)
         except (OperationalError, InterfaceError):
             self._waiting[transfer.pk] = running
             raise
         except Exception as error:  # noqa: BLE001 - whatever keeps a driver from being made fails the item, with its message
             transfers.fail(running.job, error)
             return
+        running.begun = True
         running.control.alive()
         self._running[transfer.pk] = running
-        self._journals[transfer.pk] = journal = _PumpJournal(self, running)
-        threading.Thread(
-            target=self._copy, args=(running, source, target, journal), name=f"copy-{transfer.pk}", daemon=True
-        ).start()
+        threading.Thread(target=self._copy_on, args=(running,), name=f"copy-{transfer.pk}", daemon=True).start()
 
     def _driver(self, store: ImageStore) -> StoreDriver:
         """Looked up again at every steer, so that new secrets take effect within a second."""
@@ -366,26 +396,59 @@ class Pump:
             self._drivers[store.pk] = driver_for(store)
         return self._drivers[store.pk]
 
-    def _copy(self, running: _Running, source: StoreDriver, target: StoreDriver, journal: _PumpJournal) -> None:
+    def _copy_on(self, running: _Running) -> None:
+        """Copy it, and then what waits for its seat, until nothing does."""
+        following: _Running | None = running
+        while following is not None:
+            running = following
+            outcome = self._copy(running)
+            with self._handover:
+                running.ended = True
+                following = None if isinstance(outcome, Exception) else self._heir(running)
+            self._ended.put((running.job, outcome))
+
+    def _heir(self, ended: _Running) -> _Running | None:
+        """What may begin on the seat and in the slot of a copy that ended well, marked as begun; between the same stores, whose
+        drivers are still those of the last steer."""
+        transfer = ended.job.transfer
+        drivers = self._drivers.get(transfer.source_id), self._drivers.get(transfer.target_id)
+        if drivers != (ended.source, ended.target) or self._free_slots() <= 0 or self._stopping:
+            return None
+        for running in self._waiting.values():
+            other = running.job.transfer
+            if running.begun or running.control.stopped is not None:
+                continue
+            if running.job.background and (other.batch_id != transfer.batch_id or not ended.job.background):
+                continue
+            if (other.source_id, other.target_id) != (transfer.source_id, transfer.target_id):
+                continue
+            running.source, running.target, running.begun = ended.source, ended.target, True
+            running.control.alive()
+            return running
+        return None
+
+    def _copy(self, running: _Running) -> Sequence[CopiedFile] | Exception:
+        """What came of it: every end of a copy is an outcome that the database thread writes down."""
         job = running.job
-        outcome: Sequence[CopiedFile] | Exception
+        assert running.source is not None
+        assert running.target is not None
+        assert running.journal is not None
         try:
             files = [
                 FileToCopy(file.path, job.target_key(file.path), file.size, file.version, file.sha256, job.epoch > 1)
                 for file in job.files
             ]
-            outcome = self._engine.copy_item(
-                source,
-                target,
+            return self._engine.copy_item(
+                running.source,
+                running.target,
                 files,
                 metadata=running.identity,
                 token=job.token,
-                journal=journal,
+                journal=running.journal,
                 control=running.control,
             )
-        except Exception as error:  # noqa: BLE001 - every end of a copy is an outcome that the database thread writes down
-            outcome = error
-        self._ended.put((job, outcome))
+        except Exception as error:  # noqa: BLE001 - told, not lost
+            return error
 
     # --- steering ------------------------------------------------------------------------------------------------------
 
@@ -415,37 +478,39 @@ class Pump:
         held = {**self._waiting, **self._running}
         if not held:
             return
-        rows = {row.pk: row for row in Transfer.objects.filter(pk__in=held).select_related("batch", "source")}
-        busy = _busy({row.batch_id for row in rows.values()}, {row.source_id for row in rows.values()})
+        columns = ("pk", "state", "epoch", "priority", "batch_id", "source_id")
+        rows = {row[0]: row[1:] for row in Transfer.objects.filter(pk__in=held).values_list(*columns)}
+        batches = TransferBatch.objects.in_bulk({row[3] for row in rows.values() if row[3]})
         ours = _Busy(Counter(), Counter())
         for pk, running in held.items():
-            row = rows.get(pk)
-            if row is None or row.state != TransferState.RUNNING or row.epoch != running.job.epoch:
+            state, epoch, priority, batch_id, source_id = rows.get(pk, (None,) * 5)
+            if state != TransferState.RUNNING or epoch != running.job.epoch:
                 running.control.stop("cancelled or taken over")
                 continue
-            running.job.transfer.priority = row.priority
-            if pk in self._running:
-                ours.batches[row.batch_id] += 1
-                ours.stores[row.source_id] += 1
-            if row.batch is None or row.priority == transfers.ON_DEMAND:
+            running.job.transfer.priority = priority
+            if running.begun and not running.ended:
+                ours.batches[batch_id] += 1
+                ours.stores[source_id] += 1
+            batch = batches.get(batch_id)
+            if batch is None or priority == transfers.ON_DEMAND:
                 continue
-            if not (row.batch.open and is_open(row.batch.window)):
+            if not (batch.open and is_open(batch.window)):
                 running.control.stop("paused")
-            elif ours.batches[row.batch_id] > row.batch.concurrency:
+            elif ours.batches[batch_id] > batch.concurrency:
                 running.control.stop("concurrency was lowered")
-        self._split_limits(rows.values(), ours, busy)
+        self._split_limits(batches, ours)
 
-    def _split_limits(self, rows: Collection[Transfer], ours: _Busy, busy: _Busy) -> None:
+    def _split_limits(self, batches: Mapping[int, TransferBatch], ours: _Busy) -> None:
         """Give each throttle of ours its part of the limit, as what we copy is to what all workers copy."""
-        for row in rows:
-            if not ours.stores[row.source_id]:
-                continue
-            if row.batch is not None and ours.batches[row.batch_id]:
-                share = ours.batches[row.batch_id] / max(1, busy.batches[row.batch_id])
-                self._throttles["batch", row.batch.pk].set_rate(row.batch.bandwidth * share if row.batch.bandwidth else None)
-            share = ours.stores[row.source_id] / max(1, busy.stores[row.source_id])
-            limit = row.source.read_limit
-            self._throttles["store", row.source_id].set_rate(limit * share if limit else None)
+        read_limits = dict(ImageStore.objects.filter(pk__in=ours.stores).values_list("pk", "read_limit"))
+        busy = _busy(batches, read_limits)
+        for pk, batch in batches.items():
+            if ours.batches[pk]:
+                share = ours.batches[pk] / max(1, busy.batches[pk])
+                self._throttles["batch", pk].set_rate(batch.bandwidth * share if batch.bandwidth else None)
+        for pk, limit in read_limits.items():
+            share = ours.stores[pk] / max(1, busy.stores[pk])
+            self._throttles["store", pk].set_rate(limit * share if limit else None)
 
     def _tell(self) -> None:
         """Let the supervisor and the other pumps see that this one is at work."""
@@ -475,14 +540,15 @@ class Pump:
                 running.control.stop("the lease could not be renewed in time")
 
     def _flush_parts(self) -> None:
-        for pk, journal in self._journals.items():
+        for running in self._copying():
+            assert running.journal is not None
             try:
-                journal.flush()
+                running.journal.flush()
             except (OperationalError, InterfaceError):
                 raise
             except DatabaseError as error:
-                self._running[pk].broken = error
-                self._running[pk].control.stop("its parts could not be written down")
+                running.broken = error
+                running.control.stop("its parts could not be written down")
 
     def _stop_all(self, reason: str) -> None:
         for running in (*self._running.values(), *self._waiting.values()):
@@ -506,8 +572,7 @@ class Pump:
             transfers.release(self._released)
             transfers.mark_unswept(self._released)
             self._released = []
-        enough = _AHEAD * self.slots if self._waiting else self.slots // 2
-        if not self._finished or (self._running and len(self._finished) < enough and not self._due()):
+        if not self._finished or (self._running and len(self._finished) < self._lot() and not self._due()):
             return 0
         proven = self._prove()
         transfers.mark_unswept(job for job, _ in self._finished if job.transfer.pk not in proven)
@@ -516,10 +581,13 @@ class Pump:
 
     def _end(self, job: Job, outcome: Sequence[CopiedFile] | Exception) -> None:
         """Write down how a copy ended; what is proven or given back waits for others to be written with it."""
+        with self._handover:
+            self._take_note_of_begun()
         running = self._running[job.transfer.pk]
+        assert running.journal is not None
         if isinstance(outcome, Exception):
             try:
-                self._journals[job.transfer.pk].flush()
+                running.journal.flush()
             except (OperationalError, InterfaceError):
                 raise
             except DatabaseError as error:
@@ -534,10 +602,13 @@ class Pump:
             self._released.append(job)
         else:
             self._finished.append((job, outcome))
-        del self._running[job.transfer.pk], self._journals[job.transfer.pk]
+        with self._handover:
+            del self._running[job.transfer.pk]
 
     def _prove(self) -> set[int]:
         """Prove what finished in one transaction; where the rows do not take it, one by one, so that the bad one fails alone."""
+        with self._handover:
+            self._take_note_of_begun()
         held = [running.job for running in (*self._running.values(), *self._waiting.values())]
         heirs = [job for job in held if job.background and job.transfer.pump is None]
         try:
@@ -556,6 +627,14 @@ class Pump:
                 transfers.fail(job, error)
         return proven
 
+    def _lot(self) -> int:
+        """So many proofs are worth a transaction: many, while threads find work without it."""
+        return _AHEAD * self.slots if self._waiting else self.slots // 2
+
+    def _worth_ending(self) -> bool:
+        ended = self._ended.qsize()
+        return ended > 0 and (ended + len(self._finished) >= self._lot() or ended >= len(self._running))
+
     def _due(self) -> bool:
         """Nobody waits long for a proof: what finished is written at the next steer at the latest."""
         return time.monotonic() >= self._next_steer
@@ -571,11 +650,11 @@ class _Busy:
     stores: Counter[int]
 
 
-def _busy(batches: set[int | None], stores: set[int]) -> _Busy:
+def _busy(batches: Collection[int], stores: Collection[int]) -> _Busy:
     """What is copied over all workers, by batch and by source: what a limit is split over."""
     running = Transfer.objects.filter(state=TransferState.RUNNING, pump__isnull=False).order_by()
     return _Busy(
-        Counter(dict(running.filter(batch__in=[pk for pk in batches if pk]).values_list("batch").annotate(n=Count("pk")))),
+        Counter(dict(running.filter(batch__in=batches).values_list("batch").annotate(n=Count("pk")))),
         Counter(dict(running.filter(source__in=stores).values_list("source").annotate(n=Count("pk")))),
     )
 

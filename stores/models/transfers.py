@@ -171,6 +171,7 @@ class Transfer(models.Model):
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(
+            models.Index(fields=["id"], condition=Q(state=TransferState.FAILED), name="transfer_failed"),
                 fields=["kind", "item_id", "target"],
                 condition=Q(state__in=sorted(LIVE_TRANSFER_STATES)),
                 name="transfer_one_live",

@@ -46,7 +46,8 @@ def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequen
     results = {job.transfer.pk: (job, files) for job, files in finished}
     reach("prove.before")
     with transaction.atomic():
-        rows = Transfer.objects.select_for_update().filter(pk__in=results, state=TransferState.RUNNING).order_by("pk")
+        running = Transfer.objects.select_for_update().filter(pk__in=results, state=TransferState.RUNNING).order_by("pk")
+        rows = running.only("kind", "item_id", "target_ref_id", "batch_id", "epoch", "pump", "bytes_total")
         ours = [row for row in rows if row.epoch == results[row.pk][0].epoch]
         by_kind: dict[Kind, list[Transfer]] = defaultdict(list)
         for row in ours:

@@ -41,7 +41,6 @@ def claim(
         useful = [batch for batch in shares.batches if shares[batch.pk].seats or (ahead and shares[batch.pk].ahead)]
         queued = (
             _claimable(worker_id, useful, avoid_stores)
-            .select_related("source", "target", "batch")
             .select_for_update(skip_locked=True, of=("self",))
             .order_by("priority", "depth", "id")[: limit + ahead]
         )
@@ -132,6 +131,9 @@ def _jobs(transfers: Sequence[Transfer]) -> list[Job]:
     by_kind: dict[Kind, list[Transfer]] = defaultdict(list)
     for transfer in transfers:
         by_kind[Kind(transfer.kind)].append(transfer)
+    stores = ImageStore.objects.in_bulk({pk for transfer in transfers for pk in (transfer.source_id, transfer.target_id)})
+    for transfer in transfers:  # not joined to every row: a store's JSON would be decoded for each
+        transfer.source, transfer.target = stores[transfer.source_id], stores[transfer.target_id]
     uploads: dict[int, list[TransferUpload]] = defaultdict(list)
     again = [transfer.pk for transfer in transfers if transfer.epoch > 1]
     for upload in TransferUpload.objects.filter(transfer__in=again).prefetch_related("parts"):
