@@ -133,6 +133,10 @@ class Transfer(models.Model):
     state = models.CharField(max_length=16, choices=[(state, state) for state in TransferState], default=TransferState.QUEUED)
 
     attempts = models.PositiveIntegerField(default=0)
+    faults = models.PositiveIntegerField(default=0, db_default=0)
+    """Attempts that ended with an error which is no outage."""
+    lost = models.PositiveIntegerField(default=0, db_default=0)
+    """Workers in a row that stopped answering while they ran it."""
     next_attempt_at = models.DateTimeField(db_default=Now())
     worker = models.ForeignKey(Worker, null=True, blank=True, on_delete=models.SET_NULL, related_name="transfers")
     lease_until = models.DateTimeField(null=True, blank=True)

@@ -504,6 +504,46 @@ def test_failure_that_may_pass_is_tried_a_few_times_and_then_waits_for_a_person(
     assert set(Transfer.objects.values_list("state", flat=True)) == {TransferState.FAILED}
 
 
+def after_an_outage(cloud: Cloud) -> None:
+    """Two volumes that could not be copied many times, for a store did not answer."""
+    cloud.fill()
+    cloud.batch()
+    Transfer.objects.exclude(kind=Kind.VOLUME).delete()
+    for _ in range(2 * transfers.MAX_ATTEMPTS):
+        at_once()
+        for job in cloud.claim():
+            transfers.fail(job, Unavailable("down"))
+    at_once()
+
+
+def test_outage_does_not_make_the_next_error_final(cloud):
+    after_an_outage(cloud)
+    for attempt in range(1, transfers.MAX_ATTEMPTS + 1):
+        assert set(Transfer.objects.values_list("state", flat=True)) == {TransferState.QUEUED}
+        at_once()
+        for job in cloud.claim():
+            transfers.fail(job, Corrupt(f"other bytes {attempt}"))
+    assert set(Transfer.objects.values_list("state", flat=True)) == {TransferState.FAILED}
+
+
+def test_only_workers_that_are_lost_in_a_row_make_a_transfer_fail(cloud, operator):
+    after_an_outage(cloud)
+    for _ in range(2):
+        for _ in range(transfers.MAX_ATTEMPTS - 1):
+            assert len(cloud.claim()) == 2
+            lapse()
+        transfers.release(cloud.claim())
+    assert set(Transfer.objects.values_list("state", flat=True)) == {TransferState.QUEUED}
+    for _ in range(transfers.MAX_ATTEMPTS):
+        cloud.claim()
+        lapse()
+    assert set(Transfer.objects.values_list("state", "error_cause")) == {(TransferState.FAILED, "worker-lost")}
+    transfers.retry(actor=operator, transfers=Transfer.objects.all(), target="test")
+    cloud.claim()
+    lapse()
+    assert set(Transfer.objects.values_list("state", flat=True)) == {TransferState.QUEUED}
+
+
 # --- what it costs ---------------------------------------------------------------------------------------------------------
 
 

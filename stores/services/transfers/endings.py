@@ -218,7 +218,9 @@ def fail(job: Job, error: Exception) -> None:
     message = str(error).encode(errors="backslashreplace").decode().replace("\0", "")
     attempts = job.transfer.attempts
     # An outage is nobody's fault and ends by itself: it never uses up the attempts.
-    again = retryable and (attempts < MAX_ATTEMPTS or isinstance(error, Unavailable))
+    outage = isinstance(error, Unavailable)
+    faults = job.transfer.faults + (not outage)
+    again = retryable and (outage or faults < MAX_ATTEMPTS)
     models = KINDS[Kind(job.transfer.kind)]
     deleted = models.ref.objects.filter(pk=job.transfer.target_ref_id, state__in=GOING).exists()
     again = again and not deleted
@@ -229,6 +231,8 @@ def fail(job: Job, error: Exception) -> None:
             state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, event),
             worker=None,
             lease_until=None,
+            faults=faults,
+            lost=0,
             next_attempt_at=Now() + timedelta(seconds=pause),
             finished_at=None if again else Now(),
             error_cause=cause,

@@ -196,6 +196,7 @@ def release(jobs: Sequence[Job], *, delay: float = 0) -> None:
             worker=None,
             lease_until=None,
             attempts=Greatest(F("attempts") - 1, 0),
+            lost=0,
             next_attempt_at=Now() + timedelta(seconds=delay),
         )
 
@@ -214,7 +215,7 @@ def expire_leases() -> int:
     """
     lapsed = Transfer.objects.filter(state=TransferState.RUNNING, lease_until__lt=Now())
     with transaction.atomic():
-        deadly = list(lapsed.filter(attempts__gte=MAX_ATTEMPTS).select_for_update().values_list("pk", flat=True))
+        deadly = list(lapsed.filter(lost__gte=MAX_ATTEMPTS - 1).select_for_update().values_list("pk", flat=True))
         Transfer.objects.filter(pk__in=deadly).update(
             state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.FAIL),
             worker=None,
@@ -226,5 +227,8 @@ def expire_leases() -> int:
         )
         fail_descendants(deadly)
     return len(deadly) + lapsed.update(
-        state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.RELEASE), worker=None, lease_until=None
+        state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.RELEASE),
+        worker=None,
+        lease_until=None,
+        lost=F("lost") + 1,
     )

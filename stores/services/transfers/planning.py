@@ -134,7 +134,8 @@ def _hurry(kind: Kind, item: Item, store: ImageStore, parent: Transfer | None) -
         return None
     event = TransferEvent.RETRY if parent is None else TransferEvent.RETRY_BEHIND_PARENT
     failed.state = next_state(TRANSFER_TRANSITIONS, TransferState.FAILED, event)
-    failed.parent, failed.priority, failed.attempts, failed.finished_at = parent, ON_DEMAND, 0, None
+    failed.parent, failed.priority, failed.finished_at = parent, ON_DEMAND, None
+    failed.attempts = failed.faults = failed.lost = 0
     failed.next_attempt_at = Now()
     failed.error = failed.error_cause = failed.remedy = ""
     failed.save()
@@ -357,7 +358,8 @@ def retry(*, actor: Actor, transfers: QuerySet[Transfer], target: str) -> int:
         cancel_live(failed.filter(_superseded()))
         ids = list(failed.values_list("pk", flat=True))
         roots = Q(parent=None, depth=0) | Q(parent__state=TransferState.PROVEN)
-        common = {"attempts": 0, "next_attempt_at": Now(), "finished_at": None, "error": "", "error_cause": "", "remedy": ""}
+        common = {"attempts": 0, "faults": 0, "lost": 0, "next_attempt_at": Now(), "finished_at": None}
+        common |= {"error": "", "error_cause": "", "remedy": ""}
         for chunk in slices(ids, 500):
             rows = Transfer.objects.filter(pk__in=chunk, state=TransferState.FAILED)
             queued = list(rows.filter(roots).values_list("pk", flat=True))
