@@ -171,11 +171,11 @@ class Transfer(models.Model):
                 name="transfer_being_swept",
             ),
             models.Index(fields=["batch", "state", "id"], name="transfer_by_batch"),
+            models.Index(fields=["id"], condition=Q(state=TransferState.FAILED), name="transfer_failed"),
             models.Index(fields=["kind", "item_id"], name="transfer_by_item"),
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(
-            models.Index(fields=["id"], condition=Q(state=TransferState.FAILED), name="transfer_failed"),
                 fields=["kind", "item_id", "target"],
                 condition=Q(state__in=sorted(LIVE_TRANSFER_STATES)),
                 name="transfer_one_live",
