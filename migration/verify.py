@@ -83,15 +83,18 @@ def resume_abandoned() -> None:
 def schedule_drift_checks() -> None:
     """Once a day, whatever the number of workers: every store's listing, and the content of so many items as the budget of a day
     allows; and all content of an object store of which a rebuild has adopted something that was never read.
+
+    A store's first day begins with a scan that has just listed it, or empty; its check then would only slow the first drain.
     """
     since = timezone.now() - timedelta(hours=23)
     recent = Verification.objects.filter(created__gt=since)
     stores: Any = ImageStore.objects.attached().with_usage()
     for store in stores.exclude(pk__in=recent.filter(mode=Verification.LISTING).values("store")):
-        if store.scope == "REGION" or store.scanned_at is not None:
+        if store.created <= since and (store.scope == "REGION" or store.scanned_at is not None):
             verify(actor=SYSTEM, store=store, mode=Verification.LISTING)
     for store in stores.exclude(pk__in=recent.filter(mode=Verification.CONTENT).values("store")):
-        percent = 100.0 if _unread(store) else 100.0 * settings.REHASH_BYTES_PER_DAY / max(1, store.bytes)
+        budget = settings.REHASH_BYTES_PER_DAY if store.created <= since else 0
+        percent = 100.0 if _unread(store) else 100.0 * budget / max(1, store.bytes)
         if store.bytes and percent >= _LEAST_PERCENT:
             verify(actor=SYSTEM, store=store, mode=Verification.CONTENT, sample_percent=min(100.0, percent))
 

@@ -37,6 +37,7 @@ def _providers(settings):
 
 def daily() -> dict[tuple[str, str], list[dict]]:
     """What a day's checks find, by store and mode."""
+    make_stores_older()
     verify.schedule_drift_checks()
     found = {}
     for row in Verification.objects.filter(state="Queued").order_by("pk"):
@@ -45,6 +46,10 @@ def daily() -> dict[tuple[str, str], list[dict]]:
         assert row.state == "Finished"
         found[row.store.name, row.mode] = row.findings
     return found
+
+
+def make_stores_older() -> None:
+    ImageStore.objects.update(created=timezone.now() - timedelta(days=1))
 
 
 def by_command(store: ImageStore, *options: str) -> list[str]:
@@ -134,6 +139,9 @@ def test_checks_are_scheduled_once_a_day_within_the_budget(settings, tmp_path):
     unscanned = factories.make_store("NFS", zone=factories.make_zone(), folder=tmp_path / "export", role=Role.IMAGE_CACHE)
     settings.REHASH_BYTES_PER_DAY = 1500
     verify.schedule_drift_checks()
+    assert not Verification.objects.exists()
+    make_stores_older()
+    verify.schedule_drift_checks()
     verify.schedule_drift_checks()
     rows = Verification.objects.order_by("pk").values_list("store__name", "mode", "sample_percent")
     assert list(rows) == [("objects", "listing", 100), ("objects", "content", 10)]
@@ -152,6 +160,8 @@ def test_all_is_read_once_when_a_rebuild_has_adopted_something(settings):
     ref.files.update(proof=Proof.ADOPTED)
     KINDS[Kind.VOLUME].ref.objects.update(proof=Proof.ADOPTED)
     factories.make_volume([store])
+    verify.schedule_drift_checks()
+    assert [row.mode for row in Verification.objects.all()] == ["content"]  # also when the store is new
     assert daily()["objects", "content"] == []
     ref.refresh_from_db()
     assert (ref.proof, ref.files.get().proof) == (Proof.READ_BACK, Proof.READ_BACK)
