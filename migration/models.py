@@ -207,6 +207,8 @@ class Verification(models.Model):
     findings = models.JSONField(default=list, blank=True)
     """The first thousand: {item, path, problem, expected, found}."""
     findings_count = models.PositiveIntegerField(default=0)
+    note = models.TextField(blank=True, default="")
+    """What it waits for, and what is to be done."""
 
     class Meta:
         ordering: ClassVar = ["-id"]

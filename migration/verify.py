@@ -22,10 +22,10 @@ from django.utils import timezone
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
 from cloudstorage.audit import audited, record
 from cloudstorage.checkpoints import reach
-from cloudstorage.errors import Invalid
+from cloudstorage.errors import Invalid, ServiceError
 from cloudstorage.queue import wake
 from migration.models import Decommission, RetiredFile, UnknownFile, Verification
-from migration.states import VerificationState
+from migration.states import DecommissionState, VerificationState
 from stores import layout
 from stores.copier import Control, CopyEngine, Stopped, Throttle
 from stores.drivers.base import MARKER_KEY, ObjectInfo, StoreDriver
@@ -59,6 +59,7 @@ _PAGE = 500
 _LEAST_PERCENT = 0.01
 """What `sampled` can tell from nothing."""
 _REFS = 20
+_REFUSED_SECONDS = 300
 
 
 def verify(*, actor: Actor, store: ImageStore, sample_percent: float = 100, mode: str = Verification.CONTENT) -> Verification:
@@ -113,7 +114,7 @@ def _unread(store: ImageStore) -> bool:
 def run(row: Verification) -> None:
     """Run a verification from where it stands until it is finished; a second runner of the same row does nothing.
 
-    A store that does not answer leaves it Running without a lease, to be resumed later: silence is never a finding.
+    A store that does not answer, or refuses us, leaves it Running with a note, to be resumed later: silence is never a finding.
     """
     free = Q(lease_until=None) | Q(lease_until__lt=Now())
     waiting = Q(state__in=[VerificationState.QUEUED, VerificationState.RUNNING])
@@ -125,21 +126,38 @@ def run(row: Verification) -> None:
     try:
         driver = driver_for(row.store)
         driver.check()
+        _go_on(row)
         if row.mode == Verification.LISTING:
             _compare_listing(row, driver)
         elif row.mode == Verification.RETIRE:
             _read_for_retirement(row, driver)
         else:
             _read_contents(row, driver)
-    except Unavailable as error:
-        log.warning("verification %s waits: %s", row.uuid, error)
-        _ours(row).update(lease_until=Now() + timedelta(seconds=settings.HEARTBEAT_SECONDS * 2))
+    except (StoreError, ServiceError) as error:
+        _wait(row, error)
         return
     except Stopped as stop:
         log.info("verification %s ended here: %s", row.uuid, stop)
         return
     reach("verify.read")
-    _ours(row).update(state=VerificationState.FINISHED, finished_at=Now(), lease_until=None)
+    _ours(row).update(state=VerificationState.FINISHED, finished_at=Now(), lease_until=None, note="")
+
+
+def _wait(row: Verification, error: StoreError | ServiceError) -> None:
+    """Say what is in the way, and try again later: an outage ends by itself, a refusal when somebody mends its cause."""
+    log.warning("verification %s waits: %s", row.uuid, error)
+    note = f"It waits: {error} {error.remedy}".replace("\0", "").encode(errors="backslashreplace").decode()
+    pause = settings.HEARTBEAT_SECONDS * 2 if isinstance(error, Unavailable) else _REFUSED_SECONDS
+    with transaction.atomic():
+        if _ours(row).update(lease_until=Now() + timedelta(seconds=pause), note=note):
+            Decommission.objects.filter(verification=row, state=DecommissionState.CHECKING).update(note=note)
+
+
+def _go_on(row: Verification) -> None:
+    """What was in the way is gone."""
+    if row.note:
+        _ours(row).update(note="")
+        Decommission.objects.filter(verification=row, state=DecommissionState.CHECKING).update(note="")
 
 
 def _lease_end() -> Any:

@@ -208,6 +208,7 @@ class VerificationView(Serializer):
     items_checked = serializers.IntegerField()
     bytes_checked = serializers.IntegerField()
     findings_count = serializers.IntegerField()
+    note = serializers.CharField(help_text="What it waits for, and what is to be done; empty if nothing is in its way.")
 
 
 class VerificationDetailView(VerificationView):

@@ -16,6 +16,7 @@ from cloudstorage.models import AuditEvent, Installation
 from migration import decommission, report, tasks
 from migration.models import Decommission, RetiredFile, UnknownFile, Verification
 from migration.states import DecommissionState, VerificationState
+from stores.drivers.errors import AccessDenied, Foreign
 from stores.models import KINDS, Hold, ImageStore, Kind, ScanRun, Transfer
 from stores.services import holds
 from stores.services.image_stores import driver_for
@@ -236,6 +237,24 @@ def test_size_of_an_original_outside_of_the_sample_is_still_compared(store, admi
         out.write(b"more")
     row = retire(store, admin, sample_percent=0.01)
     assert (row.state, row.verification.findings[0]["problem"]) == (DecommissionState.REFUSED, "size differs")
+
+
+@pytest.mark.parametrize("error", [AccessDenied("The key is not valid."), Foreign("Another cloud's marker is there.")])
+def test_says_what_it_waits_for_while_a_store_refuses_it(store, admin, monkeypatch, error):
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(driver_for(store)), "check", refuse)
+    row = retire(store, admin)
+    assert (row.state, row.verification.state) == (DecommissionState.CHECKING, VerificationState.RUNNING)
+    assert str(error) in row.note
+    assert error.remedy in row.note
+    assert row.verification.note == row.note
+    monkeypatch.undo()
+    Verification.objects.update(lease_until=None)
+    work(row)
+    row.verification.refresh_from_db()
+    assert (row.state, row.note, row.verification.note) == (DecommissionState.RETIRED, "", "")
 
 
 def test_goes_on_where_a_dead_worker_stopped(store, admin, monkeypatch):

@@ -47,9 +47,13 @@ class Command(ServiceCommand):
         if not options["wait"]:
             self.say(f"verification {row.uuid} of {store.name} is queued", {"id": row.uuid, "state": row.state})
             return None
+        told = ""
         while row.state in {VerificationState.QUEUED, VerificationState.RUNNING}:
             verify.run(row)
             row.refresh_from_db()
+            if row.note and row.note != told:
+                told = row.note
+                self.stderr.write(told)
             if row.state == VerificationState.RUNNING:  # the store is silent, or a worker has it: either ends by itself
                 time.sleep(1)
         self._tell(row, store)
