@@ -426,8 +426,9 @@ def _make_region_wide(stores: Sequence[ImageStore], conversion: Conversion) -> i
 def _count(kind: Kind, stores: Sequence[ImageStore], staging: Sequence[int], target: ImageStore) -> int:
     """Raise the count of every copy of a promised item, on the converted stores and where it was staged before."""
     refs = KINDS[kind].ref.objects
-    promised = refs.filter(store=target, item=OuterRef("item"), state=RefState.PROMISED)
-    copies = refs.filter(Exists(promised), store__in=[*(store.pk for store in stores), *staging], state__in=READABLE)
+    # Not EXISTS: without statistics SQLite looks each item up by store and state, and so reads all promises for each.
+    promised = refs.filter(store=target, state=RefState.PROMISED).values("item")
+    copies = refs.filter(item__in=promised, store__in=[*(store.pk for store in stores), *staging], state__in=READABLE)
     return int(copies.update(ref_cnt=F("ref_cnt") + 1))
 
 
