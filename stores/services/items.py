@@ -532,10 +532,13 @@ def _write_off(kind: Kind, refs: Sequence[Any]) -> None:
 
 
 def give_up(kind: Kind, ref: StoreRef) -> None:
-    """A begun item will not be finished: its ref is destroyed with what was written of it, now that nobody writes any more."""
+    """A begun item will not be finished: its ref is destroyed with what was written of it, now that nobody writes any more. One
+    that was finished stays: its writer may have been stopped just after."""
     with transaction.atomic():
+        ref.refresh_from_db()  # the writer's own may be of a commit that failed
         with suppress(Conflict):  # somebody deleted it while it was written
-            transition(ref, RefEvent.DESTROY_REQUESTED)
+            if ref.state == RefState.CREATING:
+                transition(ref, RefEvent.DESTROY_REQUESTED)
         holds.release_hold(kind, ref.pk, "write", f"ref {ref.pk}")
         wake(PUMP)
 

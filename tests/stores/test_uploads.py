@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from django.db import OperationalError
 
 from cloudstorage.errors import Conflict, Denied, Invalid, Unreachable
 from stores import worker
@@ -285,6 +286,31 @@ def test_long_upload_goes_on_when_the_reaper_passes_by(
             return super().read(size)
 
     assert read(viewer, Kind.VOLUME, register(operator, zone, Reaping(RAW)).item) == RAW
+
+
+def stop_at(monkeypatch, checkpoint: str, error: BaseException) -> None:
+    def reach(name: str) -> None:
+        if name == checkpoint:
+            raise error
+
+    monkeypatch.setattr(items, "reach", reach)
+
+
+def test_item_stays_when_its_writer_is_told_to_exit_just_after_it_was_finished(operator, viewer, zone, objects, monkeypatch):
+    stop_at(monkeypatch, "item.finished", SystemExit())
+    with pytest.raises(SystemExit):
+        register(operator, zone, RAW)
+    monkeypatch.undo()
+    items.finish_deletes()
+    assert read(viewer, Kind.VOLUME, VolumeStoreRef.objects.get().item) == RAW
+
+
+def test_nothing_is_left_when_the_database_refuses_to_finish_the_item(operator, zone, objects, monkeypatch):
+    stop_at(monkeypatch, "item.before-commit", OperationalError("the connection was lost"))
+    with pytest.raises(OperationalError):
+        register(operator, zone, RAW)
+    monkeypatch.undo()
+    nothing_left(Kind.VOLUME, objects)
 
 
 def test_upload_ends_quietly_when_the_item_is_deleted_while_it_is_written(operator, admin, zone, objects):
