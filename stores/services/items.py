@@ -419,16 +419,11 @@ def _delete_bytes(kind: Kind, refs: Sequence[Any]) -> list[Any]:
     except Exception as error:  # noqa: BLE001 - it is told at the refs
         _note_failure(kind, full, error)
         return gone
-    asked = time.monotonic()
+    going = _Going(kind)
     for position, ref in enumerate(full):
-        if time.monotonic() - asked > _STALE_SECONDS:
-            # A store that hung may have let another host finish this, and a new snapshot take the same path meanwhile.
-            if not KINDS[kind].ref.objects.filter(pk=ref.pk, state=RefState.DESTROYING).exists():
-                continue
-            asked = time.monotonic()
         try:
-            _delete_files(driver, kind, ref)
-            gone.append(ref)
+            if _delete_files(driver, kind, ref, going):
+                gone.append(ref)
         except Unavailable as error:
             _note_failure(kind, full[position:], error)
             break
@@ -437,8 +432,27 @@ def _delete_bytes(kind: Kind, refs: Sequence[Any]) -> list[Any]:
     return gone
 
 
-def _delete_files(driver: StoreDriver, kind: Kind, ref: Any) -> None:
+class _Going:
+    """Whether refs are still to go, asked again where the answer is old: a store that hung may have let another host finish this,
+    and a new snapshot take the same path meanwhile."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._refs = KINDS[kind].ref.objects.filter(state=RefState.DESTROYING)
+        self._read = time.monotonic()
+        self._asked: dict[int, float] = {}
+
+    def is_to_go(self, ref: Any) -> bool:
+        if time.monotonic() - self._asked.get(ref.pk, self._read) <= _STALE_SECONDS:
+            return True
+        self._asked[ref.pk] = time.monotonic()
+        return bool(self._refs.filter(pk=ref.pk).exists())
+
+
+def _delete_files(driver: StoreDriver, kind: Kind, ref: Any, going: _Going) -> bool:
+    """Whether nothing is left of it; false as soon as somebody else has finished it."""
     for file in ref.files.all():
+        if not going.is_to_go(ref):
+            return False
         with suppress(NotFound):
             driver.delete(file.path)
         reach("delete.file")
@@ -446,6 +460,7 @@ def _delete_files(driver: StoreDriver, kind: Kind, ref: Any) -> None:
         for pending in driver.pending_uploads():
             if pending.token == upload_token(kind, ref):
                 driver.abort_upload(driver.as_upload(pending))
+    return True
 
 
 def upload_token(kind: Kind, ref: StoreRef) -> str:

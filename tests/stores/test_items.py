@@ -12,8 +12,20 @@ from django.utils import timezone
 
 from cloudstorage.errors import Conflict, Denied, Invalid, Missing
 from cloudstorage.models import AuditEvent
-from stores.models import KINDS, Hold, ImageStore, Kind, Snapshot, SnapshotStoreRef, TemplateZoneRef, Transfer, VolumeStoreRef
+from stores.models import (
+    KINDS,
+    Hold,
+    ImageStore,
+    Kind,
+    Snapshot,
+    SnapshotStoreRef,
+    TemplateStoreRef,
+    TemplateZoneRef,
+    Transfer,
+    VolumeStoreRef,
+)
 from stores.services import holds, inventory, items
+from stores.services.image_stores import driver_for
 from stores.services.items import WrittenFile
 from stores.states import Proof, RefState, Role, TransferState
 from tests import factories
@@ -315,6 +327,27 @@ def test_ref_stays_destroying_with_the_reason_when_its_store_is_away(admin, obje
     assert items.finish_deletes() == 1
     volume.refresh_from_db()
     assert volume.removed
+
+
+def test_a_new_file_stays_when_another_host_has_finished_the_deletion_that_hung(admin, export, monkeypatch):
+    template = factories.make_template([export])
+    items.delete_item(actor=admin, kind=Kind.TEMPLATE, item=template)
+    driver = driver_for(export)
+    first, second = (file.path for file in TemplateStoreRef.objects.get().files.order_by("pk"))
+    really = type(driver).delete
+
+    def hang(self, key: str) -> None:
+        really(self, key)
+        monkeypatch.setattr(type(driver), "delete", really)
+        TemplateStoreRef.objects.update(state=RefState.DESTROYED)
+        really(self, second)
+        self.put(second, b"of a new item", metadata={}, token="new")
+
+    monkeypatch.setattr(items, "_STALE_SECONDS", -1)
+    monkeypatch.setattr(type(driver), "delete", hang)
+    items.finish_deletes()
+    assert not driver.exists(first)
+    assert driver.stat(second).size == 13
 
 
 def test_deletion_ends_well_when_the_bytes_are_gone_already(admin, objects, export, folder):
