@@ -236,7 +236,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _manifest(archive: zipfile.ZipFile) -> Manifest:
     try:
         manifest = Manifest(**json.loads(archive.read(MANIFEST)))
-    except (KeyError, ValueError, TypeError, zipfile.BadZipFile):
+    except (KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
         raise _damaged("it has no manifest") from None
     if manifest.format != FORMAT:
         message = f"This backup is of format {manifest.format}, and this version reads format {FORMAT}."

@@ -82,18 +82,19 @@ def cut_off(path: Path) -> None:
 
 
 def change_a_row(path: Path) -> None:
-    """Rewrites the archive with one table changed: its own checksums fit, the manifest's do not."""
+    """Rewrites the archive with one row less: its own checksums fit, the manifest's do not."""
     with zipfile.ZipFile(path) as old:
         members = {name: old.read(name) for name in old.namelist()}
-    members["tables/auth.Group.jsonl"] = members["tables/auth.Group.jsonl"].replace(b"viewer", b"intruder")
+    name, content = next((name, content) for name, content in members.items() if name.startswith("tables/") and content)
+    members[name] = b"".join(content.splitlines(keepends=True)[1:])
     with zipfile.ZipFile(path, "w") as new:
-        for name, content in members.items():
-            new.writestr(name, content)
+        for member, written in members.items():
+            new.writestr(member, written)
 
 
 def flip_a_byte(path: Path) -> None:
     with zipfile.ZipFile(path) as opened:
-        info = opened.getinfo("tables/auth.Permission.jsonl")
+        info = max(opened.infolist(), key=lambda member: member.compress_size)
     with path.open("r+b") as file:
         file.seek(info.header_offset + 200)
         byte = file.read(1)

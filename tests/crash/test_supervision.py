@@ -107,7 +107,7 @@ def test_killed_supervisor_takes_its_cluster_along_and_the_next_worker_goes_on(g
         start_drain(ground)
         copying(ground, machine)
         kill(machine.pid)
-        took = wait_for(lambda: not machine.processes(), "its processes to end", machine, seconds=15)
+        took = wait_for(lambda: not machine.processes(), "its processes to end", machine)
         print(f"the killed supervisor's processes were gone after {took:.1f} s")
     hurry(ground)
     with start_worker(ground, environment) as machine:
