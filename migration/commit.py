@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from cloudstorage import audit, checkpoints
 from cloudstorage.actors import Actor, ActorRole
-from migration.conversion import advance_state
+from migration.conversion import advance_state, insist
 from migration.findings import READABLE, Finding
 from migration.models import Conversion, Drain, Verification
 from migration.states import ConversionEvent, DrainState, VerificationState
@@ -55,14 +55,24 @@ def plan_commit(*, actor: Actor, conversion: Conversion) -> CommitPlan:
     )
 
 
-def commit(*, actor: Actor, conversion: Conversion) -> Conversion:
+def commit(*, actor: Actor, conversion: Conversion, override: Sequence[str] = ()) -> Conversion:
     """End the way back. Nothing is deleted by this: originals are no longer pinned, and those that are not proven on the object
-    store stay held by their promise. Raises Conflict when the conversion is not open or is being rolled back.
+    store stay held by their promise. Raises Conflict when the conversion is not open or is being rolled back, Blocked while
+    nobody knows that what was reused is still there; `override` names codes of blockers that are accepted.
     """
     with audit.audited(actor, ActorRole.STORAGE_ADMIN, ACTION, f"conversion {conversion.uuid}"):
+        accepted = list(dict.fromkeys(override))
         row = advance_state(conversion, ConversionEvent.COMMIT, ended_at=timezone.now())
+        insist(list(_reused(row)), accepted)
         released = [str(uuid) for uuid in row.stores.values_list("store__uuid", flat=True)]
-        audit.record(actor, ACTION, f"conversion {row.uuid}", object_store=str(row.object_store.uuid), released=released)
+        audit.record(
+            actor,
+            ACTION,
+            f"conversion {row.uuid}",
+            object_store=str(row.object_store.uuid),
+            released=released,
+            overrides=accepted,
+        )
         checkpoints.reach("commit.before-commit")
     checkpoints.reach("commit.committed")
     return row
@@ -94,7 +104,30 @@ def _findings(conversion: Conversion, promised: int) -> Iterable[Finding]:
         yield Finding("failed-copies", "warning", message, "See migration_status, mend the causes, then migration_retry.")
     if drain is not None and drain.state == DrainState.PAUSED:
         yield Finding("drain-paused", "warning", f"The drain is paused: {drain.note}", "Read why, then resume or cancel it.")
+    yield from _reused(conversion)
     yield from _verification(conversion)
+
+
+def _reused(conversion: Conversion) -> Iterable[Finding]:
+    """Items that were Ready before the object store was detached: nobody looked after them until it was attached again."""
+    count = sum(conversion.counts.get("reused", {}).values())
+    if not count:
+        return
+    target = conversion.object_store
+    listings = Verification.objects.filter(store=target, mode=Verification.LISTING, state=VerificationState.FINISHED)
+    last = listings.filter(created__gte=conversion.converted_at).first()
+    if last is None:
+        message = (
+            f"{count} items are on {target.name} from before it was detached, and nobody has looked since whether they still are."
+        )
+        remedy = "Let a worker finish the comparison of its listing, or run migration_verify --listing --wait."
+        yield Finding("reused-not-checked", "blocker", message, remedy, overridable=True)
+    elif last.findings_count:
+        message = f"{target.name} was detached, and {last.findings_count} objects there are not what is known of them."
+        remedy = (
+            "Look at its verification; scan the store, copy again what is missing, and run migration_verify --listing --wait."
+        )
+        yield Finding("reused-differs", "blocker", message, remedy, overridable=True)
 
 
 def _verification(conversion: Conversion) -> Iterable[Finding]:

@@ -21,6 +21,7 @@ CHECKLIST = (
     (("not-proven",), "Every item is proven on the object store."),
     (("failed-copies",), "No copy waits for a person."),
     (("drain-paused",), "No drain is paused."),
+    (("reused-not-checked", "reused-differs"), "What is reused of an earlier conversion is where it was."),
     (("not-verified", "differences"), "The object store was read back since the conversion, without a difference."),
 )
 
@@ -53,8 +54,8 @@ def commit(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         try:
             actor_of(request).require(ActorRole.STORAGE_ADMIN)
             _insist_on_name(request, row)
-            commits.commit(actor=actor_of(request), conversion=row)
-        except Invalid as refused:
+            commits.commit(actor=actor_of(request), conversion=row, override=request.POST.getlist("override"))
+        except (Invalid, Blocked) as refused:
             error = refused
         else:
             messages.success(request, "Committed. The originals on NFS are cache now; nothing was deleted.")
@@ -74,6 +75,7 @@ def commit(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         row=row,
         plan=plan,
         checks=checks,
+        override=request.POST.getlist("override"),
         error=error,
     )
 

@@ -100,6 +100,14 @@ class RollbackPlanView(Serializer):
     findings = FindingView(many=True)
 
 
+class CommitBody(Body):
+    """A commit."""
+
+    override = serializers.ListField(
+        child=serializers.CharField(), required=False, default=list, help_text="Codes of blockers that are accepted."
+    )
+
+
 class RollbackBody(Body):
     """A roll-back to begin."""
 
@@ -137,10 +145,10 @@ class ConversionCommit(ServiceView):
         """Tell what a commit would end; nothing is changed."""
         return Response(CommitPlanView(asdict(commit.plan_commit(actor=self.actor, conversion=_conversion(id)))).data)
 
-    @operation("conversions_commit", answer=ConversionView)
+    @operation("conversions_commit", body=CommitBody, answer=ConversionView)
     def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
         """End the way back: the originals on NFS become cache. Nothing is deleted. Cannot be undone."""
-        commit.commit(actor=self.actor, conversion=_conversion(id))
+        commit.commit(actor=self.actor, conversion=_conversion(id), **self.body(CommitBody))
         return Response(ConversionView(_conversion(id)).data)
 
 

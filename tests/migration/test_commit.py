@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from cloudstorage.errors import Conflict, Denied
+from cloudstorage.errors import Blocked, Conflict, Denied
 from cloudstorage.models import AuditEvent
+from migration import drain, rollback, verify
 from migration.commit import commit, plan_commit
 from migration.conversion import convert, open_conversion, pinned_by, pinned_store_ids
-from migration.models import Conversion
+from migration.models import Conversion, Verification
 from migration.states import ConversionState
-from stores.models import KINDS, Kind
+from stores.models import KINDS, ImageStore, Kind
 from stores.services import holds
+from stores.services.image_stores import driver_for
+from stores.worker import Pump
+from tests import factories
 from tests.migration.region import changed, dump, refs
 
 pytestmark = pytest.mark.db
@@ -48,6 +52,27 @@ def test_a_commit_releases_the_pins_and_keeps_what_promises_hold(converted, admi
     assert holds.recount() == []
     event = AuditEvent.objects.get(action="conversion.commit", outcome="done")
     assert (event.actor, len(event.details["released"])) == ("admin", 2)
+
+
+def test_what_is_reused_is_looked_for_before_the_way_back_ends(converted, admin, target):
+    drained = drain.start(actor=admin, drain=drain.plan(actor=admin, conversion=converted, canary_items=0))
+    drain.advance(drained)
+    Pump(factories.make_worker(*ImageStore.objects.all()).pk, slots=4).run()
+    rollback.start(actor=admin, conversion=converted)
+    again = convert(actor=admin, override=["preflight-absent", "preflight-stale"], **target)
+    assert sum(again.counts["reused"].values()) == 2
+    with pytest.raises(Blocked, match="nobody has looked") as refused:
+        commit(actor=admin, conversion=again)
+    assert "override: reused-not-checked" in refused.value.remedy
+    lost = KINDS[Kind.VOLUME].file.objects.get(ref__store=again.object_store)
+    driver_for(again.object_store).delete(lost.path)
+    verify.run(Verification.objects.get(mode=Verification.LISTING))
+    with pytest.raises(Blocked, match="not what is known"):
+        commit(actor=admin, conversion=again, override=["reused-not-checked"])
+    assert "reused-differs" in {found.code for found in plan_commit(actor=admin, conversion=again).findings}
+    done = commit(actor=admin, conversion=again, override=["reused-differs"])
+    assert done.state == ConversionState.COMMITTED
+    assert AuditEvent.objects.get(action="conversion.commit", outcome="done").details["overrides"] == ["reused-differs"]
 
 
 def test_a_second_commit_is_refused_with_the_reason(converted, admin):
