@@ -126,7 +126,7 @@ def test_a_blocker_that_may_be_accepted_is_accepted_at_its_own_tick(cloud, sign_
     from migration.findings import Finding
 
     found = Finding("damaged-originals", "blocker", "3 originals are missing.", "Restore them.", overridable=True)
-    monkeypatch.setattr(homeward, "_damaged", lambda homes: [found])
+    monkeypatch.setattr(homeward, "damaged", lambda homes: [found])
     client, url = sign_in("storage-admin"), f"/migration/conversions/{cloud.conversion.uuid}/rollback/"
     assert 'value="damaged-originals"' in text(client.get(url))
     refused = client.post(url, {"typed": "objects", "do": "rollback"})
