@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.db import OperationalError, connection
@@ -15,17 +16,19 @@ from django.utils import timezone
 from migration import drain
 from migration.conversion import convert
 from stores.drivers.errors import Unavailable
+from stores.management.commands import worker as worker_command
 from stores.models import ImageStore, Transfer, Worker, WorkerReach
 from stores.services import transfers
 from stores.states import TransferState
 from stores.worker import Pump, open_batches
+from tests.factories import make_store
 from tests.migration.conftest import memory_store, region, target  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.db
 
 
 @pytest.fixture
-def running(region, target, admin, operator):  # noqa: F811
+def running(region, target, admin, operator):  # noqa: F811 - the fixture of that name
     """One template in two zones, converted, its drain begun; and a worker that reaches everything."""
     region.template("web", "east", "west")
     conversion = convert(actor=admin, override=["preflight-absent"], **target)
@@ -60,7 +63,7 @@ def test_an_item_that_takes_every_worker_along_fails_in_the_end(running):
     assert (row.state, row.error_cause) == (TransferState.FAILED, "worker-lost")
 
 
-def test_a_retry_takes_another_zones_copy(running, region, operator):  # noqa: F811
+def test_a_retry_takes_another_zones_copy(running, region, operator):  # noqa: F811 - the fixture of that name
     _row, worker = running
     first = Transfer.objects.get().source
     for path in region.folder(first.name.removeprefix("nfs-")).rglob("*.qcow2"):
@@ -93,16 +96,15 @@ def fill_disk() -> Callable[[], None]:
 
 
 @pytest.fixture
-def many(region):  # noqa: F811
+def many(region):  # noqa: F811 - the fixture of that name
     """So many items that what is written of them needs pages of its own."""
     for number in range(40):
         region.volume(f"disk-{number}", "east")
 
 
+@pytest.mark.sqlite
 @pytest.mark.django_db(transaction=True)
 def test_the_drain_goes_on_when_the_disk_under_the_database_was_full(many, running, monkeypatch, caplog):
-    if connection.vendor != "sqlite":
-        pytest.skip("fills an SQLite database")
     _, worker = running
     make_room = fill_disk()
     pauses, sleep = [], time.sleep
@@ -124,3 +126,15 @@ def test_the_drain_goes_on_when_the_disk_under_the_database_was_full(many, runni
     assert pauses
     assert "database or disk is full" in caplog.text
     assert set(Transfer.objects.values_list("state", "attempts")) == {(TransferState.PROVEN, 1)}
+
+
+@pytest.mark.django_db
+def test_a_store_that_fails_without_a_word_is_not_reached(monkeypatch):
+    def silent(store: ImageStore) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(worker_command, "driver_for", silent)
+    monkeypatch.setattr(worker_command, "connections", SimpleNamespace(close_all=lambda: None))
+    store = make_store(name="objects")
+    worker_command._Reach(Worker.objects.create(hostname="here", pid=7))._check(store)
+    assert WorkerReach.objects.values_list("ok", "error").get() == (False, "TimeoutError")

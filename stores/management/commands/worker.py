@@ -86,7 +86,7 @@ class _Reach:
         try:
             driver_for(store).check()
         except Exception as error:  # noqa: BLE001 - whatever it is, the store is not reached, and the row says why
-            self._note(store.pk, str(error))
+            self._note(store.pk, str(error) or type(error).__name__)
         else:
             self._note(store.pk, "")
         finally:
