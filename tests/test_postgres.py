@@ -14,7 +14,7 @@ from tests.servers.process import REPOSITORY
 
 pytestmark = pytest.mark.live
 
-SELECTED = "db and not live and not crash and not browser"
+SELECTED = "db and not sqlite and not live and not crash and not browser"
 """Tests with servers of their own run on both databases by themselves."""
 SECONDS = 900
 

@@ -127,7 +127,7 @@ class Problem(Serializer):
     detail = serializers.CharField()
     remedy = serializers.CharField()
     request_id = serializers.CharField(help_text="Stands in the server's log too.")
-    errors = ErrorField(many=True, required=False)  # type: ignore[assignment]
+    errors = ErrorField(many=True, required=False)  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
     allowed = serializers.ListField(child=serializers.CharField(), required=False, help_text="Events possible in this state.")
     findings = serializers.ListField(child=serializers.DictField(), required=False, help_text="What must be mended first.")
 
@@ -146,7 +146,7 @@ def operation(
     return extend_schema(operation_id=name, request=body, responses=responses, parameters=list(parameters))
 
 
-class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registered by a hook without types
     """How OpenAPI describes our tokens."""
 
     target_class = "cloudstorage.rest.BearerAuthentication"

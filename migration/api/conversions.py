@@ -106,7 +106,7 @@ class ConversionOne(ServiceView):
     """One conversion."""
 
     @operation("conversions_get", answer=ConversionView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a conversion."""
         found = conversions().filter(uuid=id).first()
         if found is None:

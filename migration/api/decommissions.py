@@ -96,8 +96,8 @@ def _rows() -> Any:
     return Decommission.objects.select_related("store__zone", "verification").defer(*(f"store__{field}" for field in heavy))
 
 
-def _row_of(id: uuid.UUID) -> Decommission:  # noqa: A002 - the name in the address
-    found: Decommission | None = _rows().filter(uuid=id).first()
+def _row_of(wanted: uuid.UUID) -> Decommission:
+    found: Decommission | None = _rows().filter(uuid=wanted).first()
     if found is None:
         raise Http404
     return found
@@ -119,7 +119,7 @@ class StoreDecommission(ServiceView):
         answer=DecommissionDetailView,
         more={200: {"type": "object", "description": "With `dry_run`: the blockers; none if the list is empty."}},
     )
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Begin to retire a staging store, or with `dry_run` tell what forbids it."""
         given = self.body(DecommissionBody)
         if given.pop("dry_run"):
@@ -145,7 +145,7 @@ class DecommissionOne(ServiceView):
     """One retirement."""
 
     @operation("decommissions_get", answer=DecommissionDetailView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a retirement with what it found."""
         return Response(_detail(_row_of(id)))
 
@@ -156,7 +156,7 @@ class DecommissionAcknowledge(ServiceView):
     roles = {"POST": ActorRole.STORAGE_ADMIN}
 
     @operation("decommissions_acknowledge", body=AcknowledgeBody, answer=DecommissionDetailView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Accept that the files which no ref knows are given up; the report names who did."""
         return Response(_detail(decommission.acknowledge(actor=self.actor, row=_row_of(id), **self.body(AcknowledgeBody))))
 
@@ -167,7 +167,7 @@ class DecommissionLookAgain(ServiceView):
     roles = {"POST": ActorRole.STORAGE_ADMIN}
 
     @operation("decommissions_look_again", answer=DecommissionDetailView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Take the listing once more, after unknown files were taken away or adopted."""
         return Response(_detail(decommission.look_again(actor=self.actor, row=_row_of(id))))
 
@@ -178,7 +178,7 @@ class DecommissionCancel(ServiceView):
     roles = {"POST": ActorRole.STORAGE_ADMIN}
 
     @operation("decommissions_cancel", answer=DecommissionDetailView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Give it up; the store stays as it was."""
         return Response(_detail(decommission.cancel(actor=self.actor, row=_row_of(id))))
 
@@ -189,7 +189,7 @@ class DecommissionDeleteFiles(ServiceView):
     roles = {"POST": ActorRole.STORAGE_ADMIN}
 
     @operation("decommissions_delete_files", body=DeleteFilesBody, status=202, answer=DecommissionDetailView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Move the files that the report lists to the export's trash, from where they are purged after the grace time."""
         row = decommission.delete_files(actor=self.actor, row=_row_of(id), **self.body(DeleteFilesBody))
         return Response(_detail(row), status=202, headers={"Location": f"/api/v1/decommissions/{row.uuid}", "Retry-After": "5"})
@@ -206,7 +206,7 @@ class DecommissionReport(ServiceView):
         parameters=[_FORM],
         more={(200, "text/csv"): OpenApiTypes.STR, (200, "text/plain"): OpenApiTypes.STR},
     )
-    def get(self, request: Request, id: uuid.UUID) -> StreamingHttpResponse:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> StreamingHttpResponse:  # noqa: A002 - the name in the address
         """Fetch the report as JSON, CSV or SHA256SUMS; `migration_verify --report` and `sha256sum -c` check it."""
         return respond(_row_of(id), request.query_params.get("form", "json"))
 

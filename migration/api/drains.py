@@ -38,8 +38,8 @@ def _drains() -> Any:
     )
 
 
-def _drain_of(id: uuid.UUID) -> Drain:  # noqa: A002 - the name in the address
-    found: Drain | None = _drains().filter(uuid=id).first()
+def _drain_of(wanted: uuid.UUID) -> Drain:
+    found: Drain | None = _drains().filter(uuid=wanted).first()
     if found is None:
         raise Http404
     return found
@@ -83,7 +83,7 @@ class DrainOne(ServiceView):
     """One drain."""
 
     @operation("drains_get", answer=DrainDetailView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a drain with its progress and what may be done with it now."""
         return Response(_detail(_drain_of(id)))
 
@@ -95,7 +95,7 @@ def drain_action(name: str, act: Callable[..., Drain], text: str) -> Any:
         roles = {"POST": ActorRole.OPERATOR}
 
         @operation(f"drains_{name}", answer=DrainDetailView)
-        def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
             return Response(_detail(act(actor=self.actor, drain=_drain_of(id))))
 
         post.__doc__ = text
@@ -116,7 +116,7 @@ class DrainRetry(ServiceView):
     roles = {"POST": ActorRole.OPERATOR}
 
     @operation("drains_retry", answer=RetriedView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Queue every failed item of the drain again."""
         return Response({"count": drain.retry_failed(actor=self.actor, drain=_drain_of(id))})
 
@@ -127,7 +127,7 @@ class DrainLimits(ServiceView):
     roles = {"PATCH": ActorRole.OPERATOR}
 
     @operation("drains_limits", body=LimitsBody, answer=DrainDetailView)
-    def patch(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def patch(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Change limits while it runs."""
         return Response(_detail(drain.set_limits(actor=self.actor, drain=_drain_of(id), **self.body(LimitsBody))))
 
@@ -138,7 +138,7 @@ class DrainHistory(ServiceView):
     pagination_class = None  # type: ignore[assignment] # at most 200 points
 
     @operation("drains_history", answer=SampleView(many=True))
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show how far it was when: at most 200 points over the whole run, oldest first."""
         return Response(SampleView(drain.history(_drain_of(id)), many=True).data)
 
@@ -149,7 +149,7 @@ class DrainErrors(ServiceView):
     pagination_class = None  # type: ignore[assignment] # one for each cause
 
     @operation("drains_errors", answer=ErrorView(many=True))
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Group failures and pending retries by cause, each with an example and what to do."""
         return Response(ErrorView(transfers.errors_by_cause(_drain_of(id).batch), many=True).data)
 
@@ -173,7 +173,7 @@ class VerificationOne(ServiceView):
     """One verification."""
 
     @operation("verifications_get", answer=VerificationDetailView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a verification with what it found."""
         found = _verifications().filter(uuid=id).first()
         if found is None:
@@ -187,7 +187,7 @@ class StoreVerify(ServiceView):
     roles = {"POST": ActorRole.OPERATOR}
 
     @operation("stores_verify", body=VerifyBody, status=202, answer=VerificationDetailView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Read and hash all or a sample of a store's content again, or compare its listing with the refs."""
         row = verify.verify(actor=self.actor, store=store_of(id), **self.body(VerifyBody))
         headers = {"Location": f"/api/v1/verifications/{row.uuid}", "Retry-After": "5"}

@@ -146,7 +146,7 @@ class ProgressView(Serializer):
     bottleneck = serializers.CharField(allow_blank=True, help_text="What holds it up now.")
     zones = serializers.ListField(child=serializers.DictField())
     running = serializers.ListField(child=serializers.DictField(), help_text="Copies under way, the longest silent first.")
-    errors = ErrorView(many=True)  # type: ignore[assignment]
+    errors = ErrorView(many=True)  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
 
 
 class DrainDetailView(DrainView):

@@ -125,11 +125,11 @@ class RollbackView(Serializer):
     closing = serializers.BooleanField(help_text="The object store takes no new items until the switch.")
     items = Counts(child=serializers.IntegerField(), help_text="Copies home by state, and `total`.")
     bytes = Counts(child=serializers.IntegerField(), help_text="total, proven, copied.")
-    errors = ErrorView(many=True)  # type: ignore[assignment]
+    errors = ErrorView(many=True)  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
 
 
-def _conversion(id: uuid.UUID) -> Conversion:  # noqa: A002 - the name in the address
-    found: Conversion | None = conversions().filter(uuid=id).first()
+def _conversion(wanted: uuid.UUID) -> Conversion:
+    found: Conversion | None = conversions().filter(uuid=wanted).first()
     if found is None:
         raise Http404
     return found
@@ -141,12 +141,12 @@ class ConversionCommit(ServiceView):
     roles = {"POST": ActorRole.STORAGE_ADMIN}
 
     @operation("conversions_commit_plan", answer=CommitPlanView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Tell what a commit would end; nothing is changed."""
         return Response(CommitPlanView(asdict(commit.plan_commit(actor=self.actor, conversion=_conversion(id)))).data)
 
     @operation("conversions_commit", body=CommitBody, answer=ConversionView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """End the way back: the originals on NFS become cache. Nothing is deleted. Cannot be undone."""
         commit.commit(actor=self.actor, conversion=_conversion(id), **self.body(CommitBody))
         return Response(ConversionView(_conversion(id)).data)
@@ -158,7 +158,7 @@ class ConversionRollback(ServiceView):
     roles = {"POST": ActorRole.STORAGE_ADMIN}
 
     @operation("conversions_rollback_get", answer=RollbackView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show how far the newest roll-back of a conversion is."""
         found = Rollback.objects.select_related("batch").filter(conversion=_conversion(id)).first()
         if found is None:
@@ -166,7 +166,7 @@ class ConversionRollback(ServiceView):
         return Response(_told(found))
 
     @operation("conversions_rollback", body=RollbackBody, status=202, answer=RollbackView, more={200: RollbackView})
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Begin to roll back; 200 where nothing had to be copied and it has ended, else 202."""
         row = rollback.start(actor=self.actor, conversion=_conversion(id), **self.body(RollbackBody))
         told = _told(row)
@@ -183,7 +183,7 @@ class RollbackPlanOne(ServiceView):
     """Looking before going back."""
 
     @operation("conversions_rollback_plan", answer=RollbackPlanView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Tell what a roll-back would do, with the space on each export; nothing is changed."""
         return Response(RollbackPlanView(asdict(rollback.plan_rollback(actor=self.actor, conversion=_conversion(id)))).data)
 
@@ -194,7 +194,7 @@ class RollbackRetry(ServiceView):
     roles = {"POST": ActorRole.STORAGE_ADMIN}
 
     @operation("conversions_rollback_retry", answer=RetriedView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Queue the copies home that failed again."""
         return Response({"count": rollback.retry(actor=self.actor, conversion=_conversion(id))})
 
@@ -205,7 +205,7 @@ class RollbackAbandon(ServiceView):
     roles = {"POST": ActorRole.STORAGE_ADMIN}
 
     @operation("conversions_rollback_abandon", answer=ConversionView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Stay converted; what has come home stays there as a further copy."""
         rollback.abandon(actor=self.actor, conversion=_conversion(id))
         return Response(ConversionView(_conversion(id)).data)

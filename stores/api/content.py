@@ -123,7 +123,7 @@ def content_view(kind: Kind) -> Any:
             more={**binary, 412: None, 416: None},
             parameters=[_FILE, *_HEADERS],
         )
-        def get(self, request: Request, id: uuid.UUID) -> HttpResponseBase:  # noqa: A002
+        def get(self, request: Request, id: uuid.UUID) -> HttpResponseBase:  # noqa: A002 - the name in the address
             """Read an item's bytes from its best copy, wherever that is now. ETag is the SHA-256 where it is known."""
             path = request.query_params.get("path")
             content = open_content(actor=self.actor, kind=kind, item=item_of(kind, id), path=path)

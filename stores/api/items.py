@@ -103,7 +103,7 @@ def item_views(kind: Kind) -> tuple[Any, Any, Any]:
         roles = {"DELETE": ActorRole.STORAGE_ADMIN}
 
         @operation(f"{words}_get", answer=detail)
-        def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
             """Show an item with its copies on every store, their files and proofs."""
             found = with_refs(listed(kind), kind, files=True).filter(uuid=id).first()
             if found is None:
@@ -111,7 +111,7 @@ def item_views(kind: Kind) -> tuple[Any, Any, Any]:
             return Response(detail(found).data)
 
         @operation(f"{words}_delete", status=204)
-        def delete(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        def delete(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
             """Delete an item everywhere. A snapshot that others build on is hidden, and goes with the last of them."""
             items.delete_item(actor=self.actor, kind=kind, item=item_of(kind, id))
             return Response(status=204)
@@ -120,7 +120,7 @@ def item_views(kind: Kind) -> tuple[Any, Any, Any]:
         roles = {"POST": ActorRole.OPERATOR}
 
         @operation(f"{words}_ensure", body=shown.EnsureBody, status=202, answer=shown.TransferView, more={204: None})
-        def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+        def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
             """Ask for the item on a store at once, its chain's parents first. 204: it is there already."""
             wanted = self.body(shown.EnsureBody)["store"]
             store = store_of(wanted) if wanted else None

@@ -43,10 +43,10 @@ class OptionView(Serializer):
     """An option of a driver."""
 
     name = serializers.CharField()
-    label = serializers.CharField()  # type: ignore[assignment]
+    label = serializers.CharField()  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
     help = serializers.CharField()
     kind = serializers.ChoiceField(["text", "integer", "boolean", "choice"])
-    required = serializers.BooleanField()  # type: ignore[assignment]
+    required = serializers.BooleanField()  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
     secret = serializers.BooleanField(help_text="Write-only: never in any answer.")
     default = serializers.CharField(allow_blank=True)
     choices = serializers.ListField(child=serializers.CharField())
@@ -56,7 +56,7 @@ class ProviderView(Serializer):
     """A kind of store."""
 
     name = serializers.CharField()
-    label = serializers.CharField()  # type: ignore[assignment]
+    label = serializers.CharField()  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
     scope = serializers.ChoiceField(["ZONE", "REGION"])
     url_help = serializers.CharField()
     options = OptionView(many=True)
@@ -297,7 +297,7 @@ class SnapshotView(ItemView):
     zone = Named(allow_null=True)
     volume_upstream_id = serializers.IntegerField(allow_null=True)
     path = serializers.CharField()
-    parent = serializers.UUIDField(source="parent.uuid", allow_null=True, default=None)  # type: ignore[assignment]
+    parent = serializers.UUIDField(source="parent.uuid", allow_null=True, default=None)  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
     depth = serializers.IntegerField(help_text="0 for a full snapshot.")
 
 
@@ -346,7 +346,7 @@ class UploadQuery(Body):
     )
     parent = serializers.UUIDField(
         required=False, allow_null=True, default=None, help_text="Of a snapshot: the one that it builds on."
-    )  # type: ignore[assignment]
+    )  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
 
 
 class WorkerView(Serializer):
@@ -376,10 +376,10 @@ class TransferView(Serializer):
     id = serializers.UUIDField(source="uuid")
     kind = serializers.ChoiceField([kind.value for kind in Kind])
     item = serializers.SerializerMethodField(help_text="Id and name.")
-    source = Named()  # type: ignore[assignment]
+    source = Named()  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
     target = Named()
     batch = serializers.UUIDField(source="batch.uuid", allow_null=True, default=None)
-    parent = serializers.UUIDField(source="parent.uuid", allow_null=True, default=None)  # type: ignore[assignment]
+    parent = serializers.UUIDField(source="parent.uuid", allow_null=True, default=None)  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
     on_demand = serializers.SerializerMethodField()
     canary = serializers.BooleanField()
     state = serializers.ChoiceField([state.value for state in TransferState])

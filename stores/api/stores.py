@@ -29,9 +29,9 @@ from stores.models import ImageStore, ScanRun, Zone
 from stores.services import image_stores, region, scan
 
 
-def store_of(id: uuid.UUID) -> ImageStore:  # noqa: A002 - the name in the address
+def store_of(wanted: uuid.UUID) -> ImageStore:
     """The store of an address; removed ones are still shown."""
-    store = ImageStore.objects.select_related("zone").filter(uuid=id).first()
+    store = ImageStore.objects.select_related("zone").filter(uuid=wanted).first()
     if store is None:
         raise Http404
     return store
@@ -103,17 +103,17 @@ class Store(WithDetails):
     roles = {"PATCH": ActorRole.STORAGE_ADMIN, "DELETE": ActorRole.STORAGE_ADMIN}
 
     @operation("stores_get", answer=StoreDetailView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a store with its options (no secrets), its last probe and who reaches it."""
         return Response(_detail(store_of(id)))
 
     @operation("stores_update", body=StorePatch, answer=StoreDetailView)
-    def patch(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def patch(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Change a store; new options must pass the live probe and lead to the same place."""
         return Response(_detail(image_stores.update_store(actor=self.actor, store=store_of(id), **self.body(StorePatch))))
 
     @operation("stores_delete", status=204)
-    def delete(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def delete(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Take a store out of the cloud; nothing on it is deleted, and it must hold nothing of ours."""
         image_stores.remove_store(actor=self.actor, store=store_of(id))
         return Response(status=204)
@@ -125,7 +125,7 @@ class StoreProbe(ServiceView):
     roles = {"POST": ActorRole.OPERATOR}
 
     @operation("stores_probe", answer=StepsView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Probe a store, live; the steps are kept on it."""
         return Response(_steps(image_stores.probe_store(actor=self.actor, store=store_of(id))))
 
@@ -136,7 +136,7 @@ class StoreScan(ServiceView):
     roles = {"POST": ActorRole.OPERATOR}
 
     @operation("stores_scan", body=ScanBody, status=202, answer=ScanDetailView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Ask for a scan, which a worker takes up. It may be repeated, or cut off, at any time: scans are idempotent."""
         run = scan.request_scan(actor=self.actor, store=store_of(id), catalogue=self.body(ScanBody)["catalogue"])
         headers = {"Location": f"/api/v1/scans/{run.uuid}", "Retry-After": "5"}
@@ -147,7 +147,7 @@ class StoreScanReport(ServiceView):
     """The last scan of a store."""
 
     @operation("stores_scan_report", answer={"type": "object", "description": "The report; empty before the first scan."})
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show the report of the last scan."""
         return Response(store_of(id).scan_report)
 
@@ -157,8 +157,8 @@ def _scans() -> Any:
     return ScanRun.objects.select_related("store").defer("catalogue", *(f"store__{field}" for field in heavy))
 
 
-def _scan_of(id: uuid.UUID) -> ScanRun:  # noqa: A002
-    run: ScanRun | None = _scans().filter(uuid=id).first()
+def _scan_of(wanted: uuid.UUID) -> ScanRun:
+    run: ScanRun | None = _scans().filter(uuid=wanted).first()
     if run is None:
         raise Http404
     return run
@@ -179,7 +179,7 @@ class ScanOne(ServiceView):
     """One scan."""
 
     @operation("scans_get", answer=ScanDetailView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show how far a scan is, and once it has ended its report."""
         return Response(ScanDetailView(_scan_of(id)).data)
 
@@ -190,6 +190,6 @@ class ScanCancel(ServiceView):
     roles = {"POST": ActorRole.OPERATOR}
 
     @operation("scans_cancel", answer=ScanDetailView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """End it: what it has adopted stays."""
         return Response(ScanDetailView(scan.cancel_scan(actor=self.actor, run=_scan_of(id))).data)

@@ -37,9 +37,9 @@ def _items(rows: Sequence[Transfer]) -> dict[str, Any]:
     return {"items": found}
 
 
-def transfer_view(id: uuid.UUID) -> Any:  # noqa: A002 - the name in the address
+def transfer_view(wanted: uuid.UUID) -> Any:
     """One transfer as the API shows it."""
-    found = _rows().filter(uuid=id).first()
+    found = _rows().filter(uuid=wanted).first()
     if found is None:
         raise Http404
     return TransferView(found, context=_items([found])).data
@@ -61,7 +61,7 @@ class TransferOne(ServiceView):
     """One transfer."""
 
     @operation("transfers_get", answer=TransferView)
-    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a transfer."""
         return Response(transfer_view(id))
 
@@ -72,7 +72,7 @@ class TransferRetry(ServiceView):
     roles = {"POST": ActorRole.OPERATOR}
 
     @operation("transfers_retry", status=202, answer=TransferView)
-    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002
+    def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Queue a failed transfer again; a child waits for its parent."""
         rows = Transfer.objects.filter(uuid=id)
         row = rows.first()

@@ -114,7 +114,7 @@ def logged_parts(tmp: int, upload_id: str) -> list[Part]:
     """The parts that the log tells of, the last one of each number."""
     parts: dict[int, Part] = {}
     for line in _log_lines(tmp, upload_id)[1:]:
-        part = Part(**line)  # type: ignore[arg-type]
+        part = Part(**line)  # type: ignore[arg-type]  # JSON that we wrote from a Part
         parts[part.number] = part
     return [parts[number] for number in sorted(parts)]
 

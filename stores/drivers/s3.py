@@ -50,7 +50,7 @@ from stores.drivers.s3_reader import S3Reader
 from stores.drivers.s3_wire import Wire, etag_of
 from stores.states import Proof
 
-TOKEN = "cs-token"  # noqa: S105 the name of a metadata field
+TOKEN = "cs-token"  # noqa: S105 - the name of a metadata field
 MAX_KEY = 1024
 HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 MARKER_LIMIT = 64 * 1024

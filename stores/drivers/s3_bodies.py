@@ -71,7 +71,7 @@ class BodySender:
     def close(self) -> None:
         self._session.close()
 
-    def send(self, operation: str, *, Key: str, Body: PartData, **params: Any) -> dict[str, Any]:  # noqa: N803 the SDK's names
+    def send(self, operation: str, *, Key: str, Body: PartData, **params: Any) -> dict[str, Any]:  # noqa: N803 - the SDK's names
         """Put a body at a key, with parameters named and an answer made as the SDK does."""
         body = _SourceBody(Body) if isinstance(Body, PartSource) else Body
         headers, query = self._described(operation, params)
@@ -158,7 +158,7 @@ def _signer(settings: Settings) -> Any:
     return _BodyAuth(credentials, settings.region, signs_payload=settings.signs_payload)
 
 
-class _BodyAuth(S3SigV4Auth):  # type: ignore[misc]
+class _BodyAuth(S3SigV4Auth):  # type: ignore[misc]  # botocore has no types
     """Signs a body where the settings ask for it, by the SHA-256 that a part brings along if it has one."""
 
     def __init__(self, credentials: Credentials, region: str, *, signs_payload: bool) -> None:

@@ -14,6 +14,7 @@ import time
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import boto3
@@ -96,7 +97,7 @@ class Wire:
         settings = self.settings
         for url in settings.urls:
             self._check_url(url)
-        if settings.ca_bundle and not os.path.isfile(settings.ca_bundle):  # noqa: PTH113
+        if settings.ca_bundle and not Path(settings.ca_bundle).is_file():
             raise Misconfigured(f"The CA bundle {settings.ca_bundle} is not a file here.", field="cabundle")
         config = Config(
             signature_version=settings.signer,

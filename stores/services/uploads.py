@@ -300,7 +300,7 @@ def _look_into(reader: Reader, filename: str, expected: _Expected) -> images.Ima
 
 def _write_properties(driver: StoreDriver, ref: StoreRef, filename: str, image: WrittenFile) -> WrittenFile:
     """The template.properties that CloudStack expects beside a template on an export."""
-    template: Template = ref.item  # type: ignore[assignment]
+    template: Template = ref.item  # type: ignore[assignment]  # the ref is a template's
     virtual = image.virtual_size or image.size
     data = TemplateProperties(
         uniquename=template.unique_name,

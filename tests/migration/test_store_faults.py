@@ -75,7 +75,7 @@ class Running:
 
 
 @pytest.fixture
-def running(region, moto, admin, operator, settings) -> Running:  # noqa: F811
+def running(region, moto, admin, operator, settings) -> Running:  # noqa: F811 - the fixture of that name
     settings.OUTBOUND_ALLOW_LOOPBACK = True
     for number in range(ITEMS):
         region.volume(f"disk-{number}", "east")

@@ -39,7 +39,7 @@ class LineIndex:
         for at in range(0, len(wanted), 500):
             some = wanted[at : at + 500]
             marks = ",".join("?" * len(some))
-            for path, body in self._database.execute(f"SELECT path, body FROM line WHERE path IN ({marks})", some):  # noqa: S608
+            for path, body in self._database.execute(f"SELECT path, body FROM line WHERE path IN ({marks})", some):  # noqa: S608 - the marks are question marks
                 found[path] = json.loads(body)
         return found
 

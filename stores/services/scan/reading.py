@@ -341,7 +341,7 @@ class _FolderReader:
                     _blame(file, f"its data file {other!r} is not in this directory")
 
 
-def _file_of(info: ObjectInfo, *, format: str = "", problem: str = "", allocated: int | None = None) -> FoundFile:  # noqa: A002
+def _file_of(info: ObjectInfo, *, format: str = "", problem: str = "", allocated: int | None = None) -> FoundFile:  # noqa: A002 - the name in the address
     return FoundFile(
         info.key,
         info.size,

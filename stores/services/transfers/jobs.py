@@ -58,7 +58,7 @@ def install_path_on(item: Item, source_path: str, target: ImageStore) -> str:
         return source_path
     unique_name = ""
     if target.scope == "REGION":
-        wanted = item.unique_name.replace("/", "_")  # type: ignore[attr-defined]
+        wanted = item.unique_name.replace("/", "_")  # type: ignore[attr-defined]  # a template, by its kind
         unique_name = wanted if wanted.strip(".") else str(item.uuid)
     return layout.install_path(Kind.TEMPLATE, item.account_id, item.upstream_id or 0, unique_name=unique_name)
 
@@ -75,7 +75,7 @@ def chunks(rows: QuerySet[Any, Any], size: int) -> Iterable[list[Any]]:
 
 
 def lease_end() -> Now:
-    return Now() + timedelta(seconds=settings.LEASE_SECONDS)  # type: ignore[return-value]
+    return Now() + timedelta(seconds=settings.LEASE_SECONDS)  # type: ignore[return-value]  # an expression of the database's, which the stubs take for a duration
 
 
 def slices(ids: Sequence[int], size: int) -> Iterable[Sequence[int]]:

@@ -75,7 +75,7 @@ def _region_store() -> ImageStore:
 def _chain_of(kind: Kind, item: Item) -> list[Item]:
     chain = [item]
     if kind == Kind.SNAPSHOT:
-        while (parent := chain[0].parent) is not None:  # type: ignore[attr-defined]
+        while (parent := chain[0].parent) is not None:  # type: ignore[attr-defined]  # only snapshots come here
             chain.insert(0, parent)
     return chain
 

@@ -143,7 +143,7 @@ def _expected(batches: Collection[TransferBatch]) -> dict[int, dict[int, int]]:
 
 
 def _ago(seconds: float) -> Now:
-    return Now() - timedelta(seconds=seconds)  # type: ignore[return-value]
+    return Now() - timedelta(seconds=seconds)  # type: ignore[return-value]  # as in jobs.lease_end
 
 
 def _alive(prefix: str = "") -> Q:
