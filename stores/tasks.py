@@ -13,7 +13,7 @@ from django.db import connections
 from cloudstorage.actors import cli_actor
 from cloudstorage.errors import ServiceError
 from cloudstorage.models import Installation
-from stores import worker
+from stores import debris, worker
 from stores.models import ImageStore, ScanRun, Worker, WorkerReach
 from stores.services import holds, items, journal, scan, transfers
 from stores.services.image_stores import driver_for
@@ -98,7 +98,7 @@ def _dark() -> set[int]:
 def clean_up() -> None:
     """Debris of ended transfers, and the bytes of deleted items."""
     dark = _dark()
-    worker.sweep(avoid_stores=dark)
+    debris.sweep(avoid_stores=dark)
     items.finish_deletes(avoid_stores=dark)
 
 
@@ -107,8 +107,8 @@ def reap() -> None:
     being looked at."""
     for store in ImageStore.objects.exclude(state=StoreState.REMOVED).exclude(pk__in=_dark()):
         try:
-            worker.reap_uploads(store)
-            worker.reap_probes(store)
+            debris.reap_uploads(store)
+            debris.reap_probes(store)
         except Exception:
             log.exception("abandoned uploads on %s could not be looked for", store.name)
 

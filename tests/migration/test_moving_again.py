@@ -13,13 +13,14 @@ from migration.states import DrainState
 from stores import tasks
 from stores import worker as stores_worker
 from stores.copier import Control, Stopped
+from stores.debris import sweep
 from stores.drivers.errors import AccessDenied
 from stores.models import KINDS, ImageStore, Kind, Transfer, Worker, WorkerReach
 from stores.services import items, transfers
 from stores.services.image_stores import driver_for
 from stores.services.transfers import endings
 from stores.states import RefState, TransferState
-from stores.worker import Pump, open_batches, sweep
+from stores.worker import Pump, open_batches
 
 pytestmark = pytest.mark.db
 

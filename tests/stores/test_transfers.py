@@ -16,7 +16,7 @@ from cloudstorage.errors import Conflict
 from migration import drain
 from migration.models import Conversion
 from migration.states import DrainState
-from stores import tasks, worker
+from stores import debris, tasks, worker
 from stores.copier import CopiedFile
 from stores.drivers.errors import AccessDenied, Corrupt, Unavailable, UploadGone
 from stores.models import (
@@ -467,7 +467,7 @@ def test_sweeping_a_cancelled_copy_spares_an_object_that_another_item_has(cloud,
     factories.make_ref(Kind.SNAPSHOT, again, cloud.objects, key, {key: b"another"}, proof=Proof.VERIFIED)
     transfers.mark_unswept([job])
     lease_passed(job)
-    worker.sweep()
+    debris.sweep()
     assert server_at(OBJECTS).objects[key][1] == b"another"
     assert not Transfer.objects.filter(pk=job.transfer.pk, swept=False).exists()
 
@@ -479,15 +479,15 @@ def test_what_a_cancelled_copy_published_before_its_worker_was_killed_is_swept(c
     drain.advance(row)
     job = next(job for job in cloud.claim() if job.transfer.kind == Kind.VOLUME)
     drain.cancel(actor=admin, drain=row)
-    worker.sweep()
+    debris.sweep()
     copied(job)
-    worker.sweep()
+    debris.sweep()
     assert not any(key.startswith("volumes/") for key in server_at(OBJECTS).objects)
     copied(job)
     lease_passed(job)
-    assert worker.sweep() == 1
+    assert debris.sweep() == 1
     assert not any(key.startswith("volumes/") for key in server_at(OBJECTS).objects)
-    assert worker.sweep() == 0
+    assert debris.sweep() == 0
 
 
 def test_failure_that_may_pass_is_tried_a_few_times_and_then_waits_for_a_person(cloud):

@@ -12,7 +12,7 @@ import pytest
 from django.db import OperationalError
 
 from cloudstorage.errors import Conflict, Denied, Invalid, Unreachable
-from stores import worker
+from stores import debris
 from stores.images import TemplateProperties
 from stores.models import KINDS, Kind, Snapshot, Template, TemplateStoreRef, VolumeStoreRef
 from stores.services import holds, inventory, items, uploads
@@ -282,7 +282,7 @@ def test_long_upload_goes_on_when_the_reaper_passes_by(
 
     class Reaping(Trickle):
         def read(self, size: int = -1) -> bytes:
-            worker.reap_uploads(objects)
+            debris.reap_uploads(objects)
             return super().read(size)
 
     assert read(viewer, Kind.VOLUME, register(operator, zone, Reaping(RAW)).item) == RAW

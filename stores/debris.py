@@ -1,0 +1,97 @@
+"""Removes what dead, cancelled and failed work left on the stores: objects without a ref, uploads without a row, probes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+from datetime import datetime
+
+from django.conf import settings
+from django.utils import timezone
+
+from cloudstorage.checkpoints import reach
+from stores.drivers.base import Upload
+from stores.drivers.probe import PROBE_FOLDER
+from stores.models import ImageStore, Transfer, TransferUpload
+from stores.services import items, transfers
+from stores.services.image_stores import driver_for
+from stores.states import StoreState, TransferState
+
+log = logging.getLogger(__name__)
+
+
+def sweep(*, limit: int = 100, avoid_stores: Collection[int] = ()) -> int:
+    """Remove what cancelled and failed transfers left on their targets: recorded uploads, and objects that no ref has.
+
+    Retried at the next tick when a store does not answer; returns how many transfers are clean for good.
+    """
+    swept = 0
+    ended = Transfer.objects.filter(state__in=[TransferState.CANCELLED, TransferState.FAILED], swept=False)
+    ended = ended.exclude(target__state=StoreState.REMOVED).exclude(target__in=avoid_stores)
+    # In any order: what fails again and again does not keep the rest waiting.
+    for transfer in ended.order_by("?").select_related("target", "source").prefetch_related("uploads")[:limit]:
+        if not transfers.lease_for_sweep(transfer):
+            continue
+        clean = False
+        try:
+            clean = _sweep_one(transfer)
+        except Exception:
+            log.exception("debris of transfer %s could not be removed yet", transfer.pk)
+        finally:
+            swept += transfers.end_sweep(transfer, clean=clean)
+        reach("sweep.committed")
+    return swept
+
+
+def _sweep_one(transfer: Transfer) -> bool:
+    """Whether nothing is left; gives up when the lease could lapse, for then somebody may copy to the same place."""
+    until = time.monotonic() + settings.LEASE_SECONDS / 2
+    driver = driver_for(transfer.target)
+    for row in transfer.uploads.all():
+        driver.abort_upload(Upload(row.key, row.upload_id, row.size, row.part_size, row.token))
+        reach("sweep.aborted")
+    path, kept = transfers.target_paths(transfer)
+    if kept or not path:  # without a path its source was never there, so nothing was written
+        return True
+    # On an export, what is older was there before anybody copied: a file that a scan left out, or another writer's.
+    since = transfers.first_asked_for(transfer).timestamp() - 2 * settings.LEASE_SECONDS if driver.scope == "ZONE" else 0.0
+    for found in list(driver.list(path)):
+        if time.monotonic() > until:
+            return False
+        if (found.key == path or found.key.startswith(path + "/")) and found.modified.timestamp() >= since:
+            driver.delete(found.key)
+            reach("sweep.deleted")
+    return True
+
+
+def reap_uploads(store: ImageStore) -> int:
+    """Abort uploads on `store` that no row records and that are older than two leases: their worker died between begin and
+    record, or the row is gone."""
+    driver = driver_for(store)
+    recorded = set(TransferUpload.objects.filter(transfer__target=store).values_list("upload_id", flat=True))
+    leases = set(Transfer.objects.filter(target=store, state=TransferState.RUNNING).values_list("pk", "epoch"))
+    live_tokens = {f"{pk}-{epoch}" for pk, epoch in leases}
+    reaped = 0
+    for pending in driver.pending_uploads():
+        if pending.upload_id in recorded or (pending.token and pending.token in live_tokens):
+            continue
+        if not _is_old(pending.started) or items.is_being_written(store, pending.key):
+            continue
+        driver.abort_upload(driver.as_upload(pending))
+        reaped += 1
+    return reaped
+
+
+def reap_probes(store: ImageStore) -> int:
+    """Remove what probes that died in the middle left on `store`; returns how many objects."""
+    driver = driver_for(store)
+    left = [info.key for info in driver.list(f"{PROBE_FOLDER}/") if _is_old(info.modified)]
+    for key in left:
+        driver.delete(key)
+    return len(left)
+
+
+def _is_old(moment: datetime) -> bool:
+    """Whether something was made longer ago than anybody who lives is silent."""
+    return bool(moment.timestamp() <= timezone.now().timestamp() - 2 * settings.LEASE_SECONDS)
