@@ -68,7 +68,8 @@ class CopiedFile:
 
 @dataclass(slots=True)
 class RecordedUpload:
-    """An upload of an earlier attempt: its parts' SHA-256 are compared with the source before they count."""
+    """An upload of an earlier attempt. With each part stands the SHA-256 of the file up to that part's end: the source must
+    still give it before the part counts."""
 
     upload: Upload
     source_version: str
@@ -82,7 +83,7 @@ class Journal(Protocol):
 
     def begun(self, file: FileToCopy, source_version: str, upload: Upload) -> None: ...
 
-    def part_stored(self, target_key: str, part: Part, sha256: str) -> None: ...
+    def part_stored(self, target_key: str, part: Part, prefix_sha256: str) -> None: ...
 
     def completing(self, target_key: str) -> None: ...
 
@@ -365,8 +366,8 @@ class CopyEngine:
             journal.abandoned(file.target_key)
             return None
         recorded.parts = {
-            number: (part, sha256)
-            for number, (part, sha256) in recorded.parts.items()
+            number: (part, prefix_sha256)
+            for number, (part, prefix_sha256) in recorded.parts.items()
             if number in present and present[number].etag == part.etag and present[number].size == part.size
         }
         return recorded
@@ -400,14 +401,19 @@ class CopyEngine:
                     else:
                         data = source.window(offset, length, whole, target.part_digest())
                     control.waiting_on = "target"
+                    prefix_sha256 = whole.copy().hexdigest()
                     if number in recorded.parts:
-                        part, sha256 = recorded.parts[number]
-                        if _sha256(data) != sha256:
+                        part, read_before = recorded.parts[number]
+                        if prefix_sha256 != read_before:
                             raise SourceChanged(f"{file.source_key} differs from what an earlier attempt read of it.")
                         done[number] = part
                         control.progress(length)
                         continue
-                    pending.add(self._pool.submit(self._send, target, upload, number, offset, data, buffers, journal, control))
+                    pending.add(
+                        self._pool.submit(
+                            self._send, target, upload, number, offset, data, prefix_sha256, buffers, journal, control
+                        )
+                    )
                     handed_over = True
                 finally:
                     if not handed_over:
@@ -438,17 +444,17 @@ class CopyEngine:
         number: int,
         offset: int,
         data: bytes | Window,
+        prefix_sha256: str,
         buffers: int,
         journal: Journal,
         control: Control,
     ) -> Part:
         try:
             control.check()
-            sha256 = _sha256(data)
             reach("copy.before-part")
             part = target.put_part(upload, number, offset, data)
             reach("copy.part")
-            journal.part_stored(upload.key, part, sha256)
+            journal.part_stored(upload.key, part, prefix_sha256)
             control.progress(len(data))
             return part
         finally:
@@ -491,7 +497,3 @@ class CopyEngine:
         """Remove what was published but is wrong. Who lost the lease leaves it: another's ref may point to it by now."""
         control.check()
         target.delete(key)
-
-
-def _sha256(data: bytes | Window) -> str:
-    return data.sha256 if isinstance(data, Window) else hashlib.sha256(data).hexdigest()

@@ -113,7 +113,7 @@ class _PumpJournal:
 
         self._durable(lambda: self._while_ours(write))
 
-    def part_stored(self, target_key: str, part: Part, sha256: str) -> None:
+    def part_stored(self, target_key: str, part: Part, prefix_sha256: str) -> None:
         with self._lock:
             self._parts.append(
                 TransferPart(
@@ -121,7 +121,7 @@ class _PumpJournal:
                     number=part.number,
                     offset=part.offset,
                     size=part.size,
-                    sha256=sha256,
+                    prefix_sha256=prefix_sha256,
                     etag=part.etag,
                     digest=part.digest,
                     verified=part.verified,
@@ -156,7 +156,7 @@ class _PumpJournal:
                 batch_size=500,
                 update_conflicts=True,
                 unique_fields=["upload", "number"],
-                update_fields=["offset", "size", "sha256", "etag", "digest", "verified"],
+                update_fields=["offset", "size", "prefix_sha256", "etag", "digest", "verified"],
             )
 
         self._while_ours(write)
@@ -658,7 +658,7 @@ def _busy(batches: Collection[int], stores: Collection[int]) -> _Busy:
 def _recorded(row: TransferUpload) -> RecordedUpload:
     upload = Upload(row.key, row.upload_id, row.size, row.part_size, row.token)
     parts = {
-        part.number: (Part(part.number, part.offset, part.size, part.etag, part.digest, part.verified), part.sha256)
+        part.number: (Part(part.number, part.offset, part.size, part.etag, part.digest, part.verified), part.prefix_sha256)
         for part in row.parts.all()
     }
     return RecordedUpload(upload, row.source_version, parts)

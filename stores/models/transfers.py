@@ -210,14 +210,14 @@ class TransferUpload(models.Model):
 
 
 class TransferPart(models.Model):
-    """A part that the target has, with the SHA-256 that a resume compares the source with."""
+    """A part that the target has. A resume reads the source anew: up to the part's end it must still have `prefix_sha256`."""
 
     id = models.BigAutoField(primary_key=True)
     upload = models.ForeignKey(TransferUpload, on_delete=models.CASCADE, related_name="parts")
     number = models.PositiveIntegerField()
     offset = models.BigIntegerField()
     size = models.BigIntegerField()
-    sha256 = models.CharField(max_length=64)
+    prefix_sha256 = models.CharField(max_length=64)
     etag = models.CharField(max_length=255)
     digest = models.CharField(max_length=255, blank=True)
     verified = models.BooleanField(default=False)

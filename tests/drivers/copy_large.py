@@ -27,7 +27,7 @@ class Forgetful:
     def begun(self, file: FileToCopy, source_version: str, upload: Upload) -> None:
         pass
 
-    def part_stored(self, target_key: str, part: Part, sha256: str) -> None:
+    def part_stored(self, target_key: str, part: Part, prefix_sha256: str) -> None:
         print(f"part {part.number} of {part.size} bytes", file=sys.stderr)
 
     def completing(self, target_key: str) -> None:
