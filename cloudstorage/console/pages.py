@@ -19,6 +19,7 @@ from django.views.decorators.cache import never_cache
 
 from cloudstorage import secrets
 from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.audit import refused
 from cloudstorage.errors import Denied, ServiceError
 from cloudstorage.logs import request_id
 
@@ -69,7 +70,7 @@ def overview() -> View:
 
 def is_overview(view: View) -> View:
     """Make a view the console's first page."""
-    guarded = _guard(view, ActorRole.VIEWER, only_post=False)
+    guarded = _guard(view, ActorRole.VIEWER, ActorRole.VIEWER, only_post=False)
     _overview.append(guarded)
     return guarded
 
@@ -87,11 +88,13 @@ def entry(
     _navigation.append((order, Entry(section, label, target, icon, role, arguments)))
 
 
-def page(route: str, name: str, role: ActorRole = ActorRole.VIEWER) -> Callable[[View], View]:
-    """Make a view a page of the console, for those who have the role. What a service refuses becomes an error page."""
+def page(route: str, name: str, role: ActorRole = ActorRole.VIEWER, *, form: ActorRole | None = None) -> Callable[[View], View]:
+    """Make a view a page of the console, for those who have the role; `form` is what sending its form takes, when that is more.
+    What a service refuses becomes an error page.
+    """
 
     def register(view: View) -> View:
-        guarded = _guard(view, role, only_post=False)
+        guarded = _guard(view, role, form or role, only_post=False)
         _pages.append(Page(route, name, guarded))
         return guarded
 
@@ -102,14 +105,14 @@ def action(route: str, name: str, role: ActorRole = ActorRole.OPERATOR) -> Calla
     """Make a view a button's URL: POST only. What a service refuses becomes a message on the page where the button was."""
 
     def register(view: View) -> View:
-        guarded = _guard(view, role, only_post=True)
+        guarded = _guard(view, role, role, only_post=True)
         _pages.append(Page(route, name, guarded))
         return guarded
 
     return register
 
 
-def _guard(view: View, role: ActorRole, *, only_post: bool) -> View:
+def _guard(view: View, role: ActorRole, form: ActorRole, *, only_post: bool) -> View:
     @never_cache
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -119,8 +122,7 @@ def _guard(view: View, role: ActorRole, *, only_post: bool) -> View:
         if only_post and request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         try:
-            actor.require(ActorRole.VIEWER)
-            actor.require(role)
+            _admit(request, actor, form if request.method == "POST" else role)
             return view(request, *args, **kwargs)
         except ServiceError as error:
             if only_post and not isinstance(error, Denied):
@@ -129,6 +131,17 @@ def _guard(view: View, role: ActorRole, *, only_post: bool) -> View:
             return refuse(request, error)
 
     return guarded
+
+
+def _admit(request: HttpRequest, actor: Actor, role: ActorRole) -> None:
+    """Raise Denied unless the actor has the role; an attempt to change something is noted in the audit trail."""
+    try:
+        actor.require(ActorRole.VIEWER)
+        actor.require(role)
+    except Denied as error:
+        if request.method == "POST":
+            refused(actor, "console.post", request.path, error)
+        raise
 
 
 # --- who asks, and answers -------------------------------------------------------------------------------------------------

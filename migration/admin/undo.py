@@ -43,7 +43,7 @@ def _insist_on_name(request: HttpRequest, row: Conversion) -> None:
 # --- commit ----------------------------------------------------------------------------------------------------------------
 
 
-@page("migration/conversions/<uuid:number>/commit/", "commit")
+@page("migration/conversions/<uuid:number>/commit/", "commit", form=ActorRole.STORAGE_ADMIN)
 def commit(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """What ends, a checklist, and the name to type."""
     row = _conversion(number)
@@ -52,7 +52,6 @@ def commit(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         return redirect("console:conversion", number)
     if request.method == "POST":
         try:
-            actor_of(request).require(ActorRole.STORAGE_ADMIN)
             _insist_on_name(request, row)
             commits.commit(actor=actor_of(request), conversion=row, override=request.POST.getlist("override"))
         except (Invalid, Blocked) as refused:
@@ -96,7 +95,7 @@ def _going(row: Rollback, request: HttpRequest) -> dict[str, Any]:
     }
 
 
-@page("migration/conversions/<uuid:number>/rollback/", "rollback")
+@page("migration/conversions/<uuid:number>/rollback/", "rollback", form=ActorRole.STORAGE_ADMIN)
 def rollback(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """The plan and the name to type; once it has begun, how far it is."""
     row = _conversion(number)
@@ -108,7 +107,6 @@ def rollback(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         return redirect("console:conversion", number)
     if request.method == "POST":
         try:
-            actor_of(request).require(ActorRole.STORAGE_ADMIN)
             _insist_on_name(request, row)
             override = request.POST.getlist("override")
             begun = rollbacks.start(actor=actor_of(request), conversion=row, override=override)

@@ -85,6 +85,10 @@ class Cloud:
             "retire": [store],
             "retirement_report": [self.retirement.uuid, "json"],
             "token_revoke": [self.token.prefix],
+            **{f"auth_user_{what}": [self.token.user_id] for what in ("change", "history", "delete")},
+            **{f"stores_zone_{what}": [self.nfs.zone_id] for what in ("change", "history", "delete")},
+            **{f"stores_account_{what}": [self.template.account_id] for what in ("change", "history", "delete")},
+            "app_list": ["auth"],
         }
         if name.startswith("retirement") and name not in {"retirement_list", "retirement_report"}:
             return [self.retirement.uuid]
