@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.contrib.admin import AdminSite, ModelAdmin
+from django.contrib.admin import AdminSite, ModelAdmin, ShowFacets
 from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, path, reverse
 from django.views.decorators.cache import never_cache
@@ -90,6 +90,7 @@ class ReadOnlyAdmin(_ModelAdmin):
 
     role = ActorRole.VIEWER
     actions = None
+    show_facets = ShowFacets.NEVER
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list under its own name, since there is nothing to select for a change."""

@@ -1,0 +1,155 @@
+"""Every page in a real browser: no barrier that axe knows of, in both themes, none wider than the screen, all there without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import axe_playwright_python
+import pytest
+from django.urls import reverse
+from django.utils import timezone
+from playwright.sync_api import Browser, Page
+
+from migration.models import Drain, DrainSample
+from migration.preflight import preflight
+from migration.states import DrainState
+from stores.models import ImageStore, Transfer, WorkerReach
+from stores.states import TransferState
+from tests.console.access import LOOK, address
+from tests.console.conftest import before, cloud, memory_store, region, sign_in, target
+from tests.factories import make_worker
+
+__all__ = ["before", "cloud", "memory_store", "region", "sign_in", "target"]
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
+RULES = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+DARK_RULES = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}
+NARROW_RULES = {"type": "rule", "values": ["scrollable-region-focusable", "target-size", "meta-viewport"]}
+"""What can differ from the light page on a wide screen; the rest of the page is the same."""
+RUN = "async only => axe.run({exclude: '.chart text'}, {runOnly: only, resultTypes: ['violations', 'incomplete']})"
+FLATTEN = "document.querySelectorAll('.scroll').forEach(element => { element.style.background = 'none'; })"
+"""Axe can judge no text over a picture: that of the chart is left out, and the shades at the ends of a table that scrolls taken away."""
+WIDTHS = (2560, 1440, 375, 320)
+
+
+@dataclass
+class Scene:
+    """A console, what it shows at that moment, and the session of somebody who may see all of it."""
+
+    url: str
+    pages: list[str]
+    session: str
+
+
+@pytest.fixture
+def empty(db: None, sign_in: Any) -> list[str]:
+    """The pages of a console that nobody has told anything."""
+    lists = [reverse(f"console:{name}") for name in LOOK if name.endswith(("_list", "_changelist")) and name != "item_list"]
+    return ["/", "/items/template/", "/migration/new/", *lists]
+
+
+@pytest.fixture
+def deciding(before: Any, admin: Any, target: dict[str, Any]) -> list[str]:
+    """The pages that are there only before a conversion."""
+    report = preflight(actor=admin, **target | {"details": {"password": "secret"}})
+    pages = [reverse(f"console:{name}", args=[report.uuid]) for name in ("preflight", "review")]
+    return ["/", *pages, "/migration/new/", *(f"/migration/new/?provider={name}" for name in ("Memory", "S3"))]
+
+
+@pytest.fixture
+def busy(cloud: Any) -> list[str]:
+    """Every page there is, in the middle of a drain with failures, a chart, and a worker that does not reach everything."""
+    worker = make_worker(*ImageStore.objects.all())
+    WorkerReach.objects.filter(store=cloud.nfs).update(ok=False, error="The export is not mounted.")
+    Transfer.objects.filter(kind="snapshot", parent=None).update(state=TransferState.RUNNING, worker=worker, bytes_done=5)
+    Drain.objects.update(state=DrainState.RUNNING, started_at=timezone.now() - timedelta(minutes=3))
+    DrainSample.objects.bulk_create(
+        DrainSample(
+            drain=cloud.drain, at=timezone.now() - timedelta(minutes=3 - n), items_proven=n, bytes_proven=n, bytes_copied=1
+        )
+        for n in range(3)
+    )
+    forms = ["/stores/add/?provider=NFS", "/stores/add/?provider=Swift"]
+    return [*(address(cloud, name) for name in LOOK), *forms, "/nothing/like/it/", "/items/template/?q=nothing-like-it"]
+
+
+@pytest.fixture(params=["empty", "deciding", "busy"])
+def scene(request: Any, live_server: Any, sign_in: Any) -> Scene:
+    """The pages of one moment, without downloads and parts of pages."""
+    addresses = request.getfixturevalue(request.param)
+    client = sign_in("storage-admin", "auditor")
+    pages = [found for found in addresses if b"".join(client.get(found)).lstrip()[:9].lower() == b"<!doctype"]
+    assert pages
+    return Scene(live_server.url, pages, client.cookies["sessionid"].value)
+
+
+@pytest.fixture
+def tab(chromium: Browser, scene: Scene, request: Any) -> Iterator[Page]:
+    """A signed-in tab, with scripts unless a test wants none."""
+    look: dict[str, Any] = {"viewport": {"width": 1440, "height": 900}, "color_scheme": "light", "reduced_motion": "reduce"}
+    context = chromium.new_context(**look, java_script_enabled=getattr(request, "param", True))
+    context.add_cookies([{"name": "sessionid", "value": scene.session, "url": scene.url}])
+    yield context.new_page()
+    context.close()
+
+
+def barriers(tab: Page, rules: dict[str, Any]) -> list[str]:
+    """What axe finds against the page as it stands, and what it cannot judge: rule, element and reason."""
+    found = tab.evaluate(RUN, rules)
+    return [
+        f"{kind} {rule['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
+        for kind in ("violations", "incomplete")
+        for rule in found[kind]
+        for node in rule["nodes"][:3]
+    ]
+
+
+def faults(tab: Page) -> list[str]:
+    """What is wrong with the page for some eyes, hands or screens; leaves it light, and as wide as it was."""
+    tab.evaluate(AXE)
+    tab.evaluate(FLATTEN)
+    found = barriers(tab, RULES)
+    tab.emulate_media(color_scheme="dark")
+    found += [f"dark {fault}" for fault in barriers(tab, DARK_RULES)]
+    for width in WIDTHS:
+        tab.set_viewport_size({"width": width, "height": 900})
+        if tab.evaluate("document.documentElement.scrollWidth") > width:
+            found.append(f"wider than {width} pixels")
+    found += [f"narrow {fault}" for fault in barriers(tab, NARROW_RULES)]
+    tab.emulate_media(color_scheme="light")
+    tab.set_viewport_size({"width": 1440, "height": 900})
+    return found
+
+
+def test_no_page_shuts_anybody_out_or_leaves_the_screen(tab: Page, scene: Scene):
+    found: dict[str, list[str]] = {}
+    for page in scene.pages:
+        tab.goto(scene.url + page)
+        found[page] = faults(tab)
+    assert {page: told for page, told in found.items() if told} == {}
+
+
+def test_the_sign_in_shuts_nobody_out(chromium: Browser, live_server: Any):
+    context = chromium.new_context(reduced_motion="reduce")
+    tab = context.new_page()
+    tab.goto(live_server.url)
+    assert faults(tab) == []
+    context.close()
+
+
+@pytest.mark.parametrize("tab", [False], ids=["no-script"], indirect=True)
+def test_every_page_is_whole_without_scripts(tab: Page, scene: Scene):
+    for page in scene.pages:
+        tab.goto(scene.url + page)
+        assert tab.locator("h1:visible").count() == 1, page
+        assert tab.locator("button:visible:not([type=submit]):not(form button)").count() == 0, (
+            f"{page} has a button that does nothing"
+        )
+        if tab.locator("[hx-get]").count():
+            assert tab.get_by_role("link", name="Refresh").is_visible(), f"{page} cannot be refreshed"
