@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 WORKER_ENV = "CLOUDSTORAGE_WORKER_ID"
 
+_PATIENCE_SECONDS = 3.0
 _SCANS_AT_ONCE = 8
 _SCAN_THREAD = "scan-"
 
@@ -45,16 +46,16 @@ def pump(_number: int = 0) -> int:
         log.error("a queue cluster was started without `manage.py worker`, which knows what this host reaches; nothing was done")
         return 0
 
-    if transfers.pumps_at_work(worker_id) >= settings.QUEUE_WORKERS:  # this queue process is kept for other work
+    if Installation.why_read_only():
         return 0
 
-    if Installation.why_read_only():
+    if not transfers.enlist(worker_id, os.getpid(), limit=settings.QUEUE_WORKERS):  # this queue process is kept for other work
         return 0
 
     def stop() -> bool:
         return Worker.objects.filter(pk=worker_id, stopped__isnull=False).exists()
 
-    return worker.Pump(worker_id, slots=settings.WORKER_SLOTS, stop=stop).run()
+    return worker.Pump(worker_id, slots=settings.WORKER_SLOTS, stop=stop, patience=_PATIENCE_SECONDS).run()
 
 
 def run_scans() -> None:

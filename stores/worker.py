@@ -187,12 +187,17 @@ class _PumpJournal:
 class Pump:
     """Claims and runs transfers until none is left that this worker may take, or `stop` says so."""
 
-    def __init__(self, worker_id: int, *, slots: int, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, worker_id: int, *, slots: int, stop: Callable[[], bool] = lambda: False, patience: float = _IDLE_SECONDS
+    ) -> None:
+        """`patience`: seconds without work that it stays for the rest of a batch whose canary is being looked at."""
         self.worker_id = worker_id
         self.number = os.getpid()
         self.slots = slots
         self.events: queue.Queue[_Event] = queue.Queue()
         self._stop = stop
+        self._patience = patience
+        self._awaits_canary = False
         self._engine = CopyEngine()
         self._waiting: dict[int, _Running] = {}
         self._running: dict[int, _Running] = {}
@@ -234,7 +239,7 @@ class Pump:
                     wake(settings.WORKER_WHEN_DONE)
                     told = proven
                 self._idle_since = self._idle_since or time.monotonic()
-                if self._stopping or time.monotonic() - self._idle_since > _IDLE_SECONDS:
+                if self._stopping or not self._worth_waiting(time.monotonic() - self._idle_since):
                     return proven
         finally:
             self._stop_all("the pump has ended")
@@ -266,6 +271,17 @@ class Pump:
             self._next_claim = now + (0 if claimed else _CLAIM_SECONDS if self._copying() else _LOOK_SECONDS)
         self._start_waiting()
         return proven
+
+    def _worth_waiting(self, idle: float) -> bool:
+        """Whether it goes on without work: a new pump would come later to what follows a canary, and unconnected."""
+        if idle <= _IDLE_SECONDS:
+            return True
+        waited = self._awaits_canary
+        canaries = TransferBatch.objects.filter(pk__in=self._open_batches, open=True, only_canary=True)
+        self._awaits_canary = idle < self._patience and canaries.exists()
+        if waited and not self._awaits_canary:
+            self._next_claim = 0.0  # it has passed, perhaps since the last claim
+        return waited or self._awaits_canary
 
     # --- starting ------------------------------------------------------------------------------------------------------
 

@@ -236,6 +236,10 @@ class StoreDriver(ABC):
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
 
+    @classmethod
+    def prepare(cls) -> None:
+        """Load what every process needs that uses such a store. Called before processes are forked, which then share it."""
+
     # --- configuration -------------------------------------------------------------------------------------------------
 
     @classmethod

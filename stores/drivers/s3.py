@@ -47,7 +47,7 @@ from stores.drivers.probe import PROBE_FOLDER
 from stores.drivers.s3_names import Pruning, escape, escaped_prefix, is_safe, shown, unescape
 from stores.drivers.s3_options import OPTIONS, Settings, check_details, merged
 from stores.drivers.s3_reader import S3Reader
-from stores.drivers.s3_wire import Wire, etag_of
+from stores.drivers.s3_wire import Wire, etag_of, load_descriptions
 from stores.states import Proof
 
 TOKEN = "cs-token"  # noqa: S105 - the name of a metadata field
@@ -77,6 +77,10 @@ class S3Driver(StoreDriver):
         self.settings = Settings.parse(details)
         self.page_size = 1000
         self.wire = Wire(self.settings, config.environment.check_url)
+
+    @classmethod
+    def prepare(cls) -> None:
+        load_descriptions()
 
     @classmethod
     def clean(cls, url: str, details: Mapping[str, str]) -> tuple[str, dict[str, str]]:

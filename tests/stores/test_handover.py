@@ -102,6 +102,25 @@ def test_pump_that_proved_all_it_found_rings_once(cloud, batch, monkeypatch):
     assert rung == ["migration.tasks.advance"]
 
 
+def test_pump_that_copied_a_canary_stays_for_what_follows_it(cloud, batch, monkeypatch):
+    """Also when the rest is let go between its last claim and its look at the canary."""
+    Transfer.objects.filter(pk=Transfer.objects.filter(batch=batch).order_by("pk").first().pk).update(canary=True)
+    TransferBatch.objects.filter(pk=batch.pk).update(only_canary=True)
+    claim, looks = transfers.claim, []
+
+    def looking(*args, **options):
+        found = claim(*args, **options)
+        if pump._awaits_canary and not found:
+            looks.append(TransferBatch.objects.filter(pk=batch.pk).update(only_canary=len(looks) < 2))
+        return found
+
+    monkeypatch.setattr(worker, "_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(worker.transfers, "claim", looking)
+    pump = Pump(cloud.workers[0].pk, slots=SLOTS, patience=60)
+    assert pump.run() == ITEMS
+    assert len(looks) == 3
+
+
 def test_nothing_that_waits_begins_once_its_batch_is_paused(cloud, batch, copies, monkeypatch):
     prove = transfers.prove
 

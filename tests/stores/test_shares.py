@@ -188,6 +188,16 @@ def test_claim_costs_as_many_statements_for_many_workers_as_for_one(cloud):
     assert costs[0] == costs[1]
 
 
+@pytest.mark.db
+def test_no_more_pumps_than_a_worker_may_have_are_at_work(cloud):
+    worker = cloud.workers[0].pk
+    assert [transfers.enlist(worker, number, limit=2) for number in (1, 2, 3, 2)] == [True, True, False, True]
+    assert transfers.enlist(cloud.workers[1].pk, 3, limit=2)
+    Claimer.objects.filter(worker=worker, number=1).update(seen=timezone.now() - timedelta(seconds=shares.ASK_SECONDS + 1))
+    assert transfers.enlist(worker, 3, limit=2)
+    assert not transfers.enlist(0, 1, limit=2)
+
+
 def jobs_of(cloud: Cloud, who: int) -> list[Job]:
     rows = Transfer.objects.filter(state=TransferState.RUNNING, worker=cloud.workers[who]).select_related("target", "batch")
     return [Job(row, None, "", "", (), row.epoch) for row in rows.order_by("pk")]  # type: ignore[arg-type]

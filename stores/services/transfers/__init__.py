@@ -24,7 +24,7 @@ from stores.services.transfers.planning import (
     retry,
     unblock_ready,
 )
-from stores.services.transfers.shares import open_batch, pumps_at_work
+from stores.services.transfers.shares import enlist, open_batch, pumps_at_work
 
 __all__ = [
     "BACKGROUND",
@@ -40,6 +40,7 @@ __all__ = [
     "cancel_unattached",
     "claim",
     "end_sweep",
+    "enlist",
     "ensure",
     "errors_by_cause",
     "expire_leases",

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from django.db import transaction
 from django.db.models import BooleanField, Case, Count, Exists, OuterRef, Q, Value, When
 from django.db.models.functions import Now
 
@@ -123,6 +124,17 @@ class Shares:
 def open_batch(batch_id: int, *, only_canary: bool = False) -> None:
     """Let a batch run. Whoever lives is given time to come for its share before others take it."""
     TransferBatch.objects.filter(pk=batch_id).update(open=True, only_canary=only_canary, opened=Now())
+
+
+def enlist(worker_id: int, pump: int, *, limit: int) -> bool:
+    """Note that a pump is at work; false where the worker has `limit` others. Those that start at once wait for each other."""
+    with transaction.atomic():
+        known = Worker.objects.select_for_update(no_key=True).filter(pk=worker_id).first()
+        others = Claimer.objects.filter(worker=worker_id, seen__gt=_ago(ASK_SECONDS)).exclude(number=pump)
+        if known is None or others.count() >= limit:
+            return False
+        Claimer.objects.update_or_create(worker_id=worker_id, number=pump, defaults={"seen": Now()})
+    return True
 
 
 def pumps_at_work(worker_id: int) -> int:
