@@ -18,9 +18,10 @@ from typing import Protocol
 
 from cloudstorage.checkpoints import reach
 from stores import reading
-from stores.drivers.base import MiB, Part, Reader, Stored, StoreDriver, Upload
+from stores.buffers import Buffer, Buffers
+from stores.drivers.base import MiB, Part, PartSource, Reader, Stored, StoreDriver, Upload
 from stores.drivers.errors import AlreadyExists, Corrupt, NotFound, SourceChanged, UploadGone
-from stores.reading import Source, Window
+from stores.reading import Source
 from stores.states import Proof
 
 
@@ -167,27 +168,6 @@ class Control:
             throttle.take(size, self)
 
 
-class _Budget:
-    """Bytes of buffers under way; what is larger than all of it passes alone."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._used = 0
-        self._freed = threading.Condition()
-
-    def acquire(self, size: int, control: Control) -> None:
-        with self._freed:
-            while self._used and self._used + size > self._size:
-                self._freed.wait(0.2)
-                control.check()
-            self._used += size
-
-    def release(self, size: int) -> None:
-        with self._freed:
-            self._used -= size
-            self._freed.notify_all()
-
-
 class CopyEngine:
     """The lanes and buffers that all copies of one process share.
 
@@ -196,12 +176,13 @@ class CopyEngine:
 
     def __init__(self, *, lanes: int = 8, memory: int = 192 * MiB, held: int = 32 * MiB) -> None:
         self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="part")
-        self._budget = _Budget(memory)
+        self._buffers = Buffers(memory, held)
         self._lanes = lanes
         self._held = held
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._buffers.close()
 
     def copy_item(
         self,
@@ -278,9 +259,9 @@ class CopyEngine:
     def _put(
         self, reader: Reader, target: StoreDriver, file: FileToCopy, metadata: Mapping[str, str], token: str, control: Control
     ) -> tuple[str, Stored]:
-        self._budget.acquire(reader.size, control)
+        buffer = self._buffers.take(reader.size, control)
         try:
-            data = Source(reader, control).read(0, reader.size)
+            data = Source(reader, control).read(buffer.view, 0)
             sha256 = hashlib.sha256(data).hexdigest()
             self._unchanged(reader, file, sha256)
             control.check()
@@ -294,10 +275,10 @@ class CopyEngine:
             control.progress(len(data))
             return sha256, stored
         finally:
-            self._budget.release(reader.size)
+            buffer.free()
 
     @staticmethod
-    def _found_there(target: StoreDriver, file: FileToCopy, data: bytes, metadata: Mapping[str, str]) -> Stored | None:
+    def _found_there(target: StoreDriver, file: FileToCopy, data: memoryview, metadata: Mapping[str, str]) -> Stored | None:
         """What an earlier attempt put there, if the store attests that it is this content under this identity."""
         if not (file.perhaps_there and target.capabilities.etag_is_md5):
             return None
@@ -389,17 +370,21 @@ class CopyEngine:
         try:
             for number, offset in enumerate(range(0, reader.size, upload.part_size), start=1):
                 length = min(upload.part_size, reader.size - offset)
-                buffers = length if length <= self._held else min(length, 2 * reading.BLOCK)
-                self._budget.acquire(buffers, control)
+                control.waiting_on = "source"
+                held = source.data(offset, length) if length <= self._held else None
+                needed = min(length, 2 * reading.BLOCK) if held is None else sum(size for _, size in held)
+                control.waiting_on = "target"  # whose parts have the memory
+                buffer = self._buffers.take(needed, control)
                 handed_over = False
                 try:
                     control.waiting_on = "source"
-                    data: bytes | Window
-                    if length <= self._held:
-                        data = source.read(offset, length)
-                        whole.update(data)
-                    else:
+                    data: memoryview | PartSource
+                    if held is None:
                         data = source.window(offset, length, whole, target.part_digest())
+                    else:
+                        data = source.part(buffer.view, held, offset, length, target.part_digest)
+                        for block in data.blocks() if isinstance(data, PartSource) else (data,):
+                            whole.update(block)
                     control.waiting_on = "target"
                     prefix_sha256 = whole.copy().hexdigest()
                     if number in recorded.parts:
@@ -411,14 +396,13 @@ class CopyEngine:
                         continue
                     pending.add(
                         self._pool.submit(
-                            self._send, target, upload, number, offset, data, prefix_sha256, buffers, journal, control
+                            self._send, target, upload, number, offset, data, prefix_sha256, buffer, journal, control
                         )
                     )
                     handed_over = True
                 finally:
                     if not handed_over:
-                        self._budget.release(buffers)
-                del data
+                        buffer.free()
                 pending = self._collect(pending, done, block=len(pending) >= self._lanes)
             while pending:
                 pending = self._collect(pending, done, block=True)
@@ -443,9 +427,9 @@ class CopyEngine:
         upload: Upload,
         number: int,
         offset: int,
-        data: bytes | Window,
+        data: memoryview | PartSource,
         prefix_sha256: str,
-        buffers: int,
+        buffer: Buffer,
         journal: Journal,
         control: Control,
     ) -> Part:
@@ -458,7 +442,7 @@ class CopyEngine:
             control.progress(len(data))
             return part
         finally:
-            self._budget.release(buffers)
+            buffer.free()
 
     @staticmethod
     def _unchanged(reader: Reader, file: FileToCopy, sha256: str) -> None:

@@ -170,7 +170,7 @@ class Digest(Protocol):
 
 
 class PartSource(ABC):
-    """A part that is too large to be held in memory: whoever sends it reads it anew for every attempt."""
+    """A part that is not held in one piece, with its holes or at all: whoever sends it takes it anew for every attempt."""
 
     sha256: str
     digest: str
@@ -180,7 +180,7 @@ class PartSource(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[bytes | memoryview]:
         """All bytes from the beginning, in blocks of bounded size.
 
         Raises instead of yielding the last block when they are not those that `digest` was made of: no server can have them all.
@@ -202,6 +202,10 @@ class Reader(ABC):
     @abstractmethod
     def pread(self, offset: int, length: int) -> bytes:
         """Return exactly the bytes at [offset, offset+length) cut at the end of the object; raise StoreError, never be short."""
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset` on; raise StoreError as `pread` does, and never be short."""
+        view[:] = self.pread(offset, len(view))
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield (offset, length) of the data in [start, end) in ascending order; all else there is a hole that reads as zeros."""

@@ -178,6 +178,14 @@ def read_exactly(handle: int, offset: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
+def read_into(handle: int, view: memoryview, offset: int) -> int:
+    """Fill `view` from the file; returns how many bytes there were, fewer only at the end of the file."""
+    have = 0
+    while have < len(view) and (done := os.preadv(handle, [view[have:]], offset + have)):
+        have += done
+    return have
+
+
 def write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
     """Write every byte at `offset`, or raise."""
     left = memoryview(data).cast("B")

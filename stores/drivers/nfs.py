@@ -51,10 +51,17 @@ class NFSReader(Reader):
         length = max(0, min(length, self.size - offset))
         with translating(self.info.key):
             data = confined.read_exactly(self._handle, offset, length) if length else b""
-        if len(data) < length:
-            message = f"{self.info.key} was cut off while it was read: {offset + len(data)} of {self.size} bytes are left."
-            raise SourceChanged(message)
+        self._whole(offset + len(data), offset + length)
         return data
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        with translating(self.info.key):
+            have = confined.read_into(self._handle, view, offset)
+        self._whole(offset + have, offset + len(view))
+
+    def _whole(self, found: int, wanted: int) -> None:
+        if found < wanted:
+            raise SourceChanged(f"{self.info.key} was cut off while it was read: {found} of {self.size} bytes are left.")
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
         with translating(self.info.key):

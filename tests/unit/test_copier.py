@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import mmap
 import random
 import threading
 import time
@@ -13,10 +14,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from stores import copier, reading
+from stores import reading
+from stores.buffers import Buffers
 from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedUpload, Stopped, Throttle
 from stores.drivers.base import Capabilities, MiB, Part, Reader, StoreConfig, Stored, Upload
 from stores.drivers.errors import Corrupt, SourceChanged, Unavailable, UploadGone
+from stores.reading import SMALL_HOLE
 from stores.states import Proof
 from tests.fakes.faulty import EVERY, FAULTS, Faults, faulty, flip
 from tests.fakes.memory import SERVERS, MemoryDriver, MemoryReader, MemoryServer, server_at
@@ -177,6 +180,32 @@ def test_copy_equals_its_source_and_is_proven(copying, size):
     assert server_at(copying.source.config.url).objects["a"][1] == body
 
 
+def memory_taken(patch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of every buffer that is taken from now on."""
+    taken: list[int] = []
+    take = Buffers.take
+    patch.setattr(Buffers, "take", lambda self, size, control: taken.append(size) or take(self, size, control))
+    return taken
+
+
+@held
+def test_holes_take_no_memory_but_for_the_smallest(copying, monkeypatch):
+    part = 8 * SMALL_HOLE
+    monkeypatch.setattr(SmallParts, "part_size_for", lambda *_: part)
+    monkeypatch.setattr(FaultySmallParts, "part_size_for", lambda *_: part)
+    extents = ((100, 100), (200 + SMALL_HOLE - 1, 10), (5 * SMALL_HOLE, 7), (part + SMALL_HOLE, part), (4 * part - 1, 1))
+    body = bytearray(4 * part)
+    for offset, size in extents:
+        body[offset : offset + size] = data(size, offset)
+    copying.put("sparse", bytes(body))
+    SmallParts.extents["sparse"] = extents
+    taken = memory_taken(monkeypatch)
+    (copied,) = copying.copy("sparse")
+    assert taken == [200 + SMALL_HOLE - 1 + 10 + 7, part - SMALL_HOLE, SMALL_HOLE, 1]
+    assert copying.content("sparse") == bytes(body)
+    assert copied.sha256 == hashlib.sha256(body).hexdigest()
+
+
 @held
 def test_holes_are_not_read(copying):
     body = bytearray(6 * PART)
@@ -213,9 +242,9 @@ def test_buffers_under_way_never_exceed_the_budget(copying):
     """However many items are copied at once and however slow the target: what is read and not yet sent stays in the budget."""
     under_way, most, lock = 0, 0, threading.Lock()
     read = reading.Source.read
-    release = copier._Budget.release
+    free = Buffers.free
 
-    def counted(*args: object) -> bytes:
+    def counted(*args: object) -> memoryview:
         nonlocal under_way, most
         found = read(*args)
         with lock:
@@ -223,11 +252,11 @@ def test_buffers_under_way_never_exceed_the_budget(copying):
             most = max(most, under_way)
         return found
 
-    def freed(self: object, size: int) -> None:
+    def freed(self: Buffers, size: int, block: mmap.mmap | None) -> None:
         nonlocal under_way
         with lock:
             under_way -= size
-        release(self, size)
+        free(self, size, block)
 
     keys = ["a", "b", "c"]
     for key in keys:
@@ -242,7 +271,7 @@ def test_buffers_under_way_never_exceed_the_budget(copying):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading.Source, "read", counted)
-        patch.setattr(copier._Budget, "release", freed)
+        patch.setattr(Buffers, "free", freed)
         threads = [threading.Thread(target=one, args=(key,)) for key in keys]
         for thread in threads:
             thread.start()
@@ -522,13 +551,11 @@ def test_stop_bites_within_a_large_part(copying):
 
 @windowed
 def test_large_parts_take_their_blocks_alone_from_the_budget(copying, monkeypatch):
-    taken: list[int] = []
-    acquire = copier._Budget.acquire
-    monkeypatch.setattr(copier._Budget, "acquire", lambda self, size, control: taken.append(size) or acquire(self, size, control))
+    taken = memory_taken(monkeypatch)
     copying.put("a", data(4 * PART))
     copying.copy("a")
     assert taken == [2 * BLOCK] * 4
-    assert copying.engine._budget._used == 0
+    assert copying.engine._buffers.in_use == 0
 
 
 # --- proof -----------------------------------------------------------------------------------------------------------------
@@ -727,4 +754,4 @@ def test_engine_serves_the_next_item_after_one_failed(copying):
         fault.times = 0
     copying.copy("good")
     assert copying.content("good") == data(8 * PART, 2)
-    assert copying.engine._budget._used == 0
+    assert copying.engine._buffers.in_use == 0
