@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -60,6 +61,19 @@ def kill_cluster(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def share_memory_with_forks() -> None:
+    """Called in the process that forks a cluster's: keep its garbage collector, and theirs, from what there is at a fork.
+
+    It writes to every object that it looks at, and so each process would soon have a copy of all that was loaded before.
+    """
+    os.register_at_fork(before=_freeze)
+
+
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def _on_spawn(**_: Any) -> None:

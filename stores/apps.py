@@ -25,10 +25,13 @@ class StoresConfig(AppConfig):
 
 def _load_before_forking() -> None:
     """What the queue's processes would each load with their first task: they share it, and the first copy begins earlier."""
+    from cloudstorage import queue  # its models can only be imported when all apps are known
+
     for path, _ in settings.WORKER_TICKS:
         import_module(path.rpartition(".")[0])
     for path in settings.STORE_DRIVERS.values():
         load(path).prepare()
+    queue.share_memory_with_forks()
 
 
 def check_store_drivers(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:  # noqa: ARG001 - Django's signature
