@@ -20,8 +20,8 @@ from cloudstorage.queue import wake
 from migration.models import Conversion, Drain, DrainSample
 from migration.states import DRAIN_TRANSITIONS, ConversionState, DrainEvent, DrainState
 from stores.copier import Control, CopyEngine
-from stores.drivers.errors import StoreError, Unavailable
-from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch
+from stores.drivers.errors import StoreError
+from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch, WorkerReach
 from stores.services import transfers
 from stores.services.image_stores import driver_for
 from stores.services.windows import is_open, parse
@@ -274,9 +274,9 @@ def _read_back(canary: Any) -> str:
             for file in KINDS[Kind(transfer.kind)].file.objects.filter(ref=transfer.target_ref_id).order_by("path"):
                 try:
                     found, _ = engine.hash_object(driver, file.path, Control())
-                except Unavailable:
-                    raise
                 except StoreError as error:
+                    if error.outage:
+                        raise
                     if not _is_readable(transfer):  # deleted meanwhile
                         continue
                     return f"{file.path} could not be read back from {transfer.target.name}: {error} Do not go on."
@@ -522,11 +522,19 @@ def _bottleneck(drain: Drain, running: Sequence[Mapping[str, Any]], rate: float,
     if stuck := [row["stuck"] for row in running if row["stuck"]]:
         return str(stuck[0])
     if not running:
-        return "no worker has claimed anything yet: is one running that reaches both stores?"
+        unclaimed = "no worker has claimed anything yet: is one running that reaches both stores?"
+        return _unreached(drain.conversion.object_store) or unclaimed
     if batch.bandwidth and rate >= 0.85 * batch.bandwidth:
         return "our bandwidth limit"
     waiting_for_source = sum(row["waiting_on"] == "source" for row in running)
     return "reading from the source" if waiting_for_source * 2 > len(running) else "writing to the object store"
+
+
+def _unreached(store: ImageStore) -> str:
+    """Why no living worker reaches it; empty where one does, or none has tried."""
+    rows = WorkerReach.objects.of_living_workers().filter(store=store).order_by("-ok", "pk")
+    told = rows.values_list("ok", "error").first()
+    return f"no worker reaches {store.name}: {told[1]}" if told and not told[0] else ""
 
 
 def history(drain: Drain, *, points: int = 200) -> list[dict[str, Any]]:

@@ -292,15 +292,15 @@ def difference(
     """({problem, expected, found} or None where the object is what it should be, bytes read). An empty `sha256`, or no `size`:
     nobody knows it. `seen` takes the SHA-256 of what was read.
 
-    A store that does not answer is no finding: Unavailable is raised on.
+    A store that does not answer, or lets us in no more, is no finding: that is raised on.
     """
     try:
         found, read = engine.hash_object(driver, key, control)
     except NotFound:
         return {"problem": "missing", "expected": sha256, "found": ""}, 0
-    except Unavailable:
-        raise
     except StoreError as error:
+        if error.outage:
+            raise
         return {"problem": error.cause, "expected": sha256, "found": str(error)[:300]}, 0
     if seen is not None:
         seen[key] = found

@@ -26,8 +26,17 @@ from cloudstorage.models import Installation
 from cloudstorage.queue import wake
 from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedUpload, Stopped, Throttle
 from stores.drivers.base import Part, StoreDriver, Upload
-from stores.drivers.errors import NotFound
-from stores.models import Claimer, ImageStore, Transfer, TransferBatch, TransferPart, TransferUpload, Worker
+from stores.drivers.errors import LockedOut, NotFound
+from stores.models import (
+    Claimer,
+    ImageStore,
+    Transfer,
+    TransferBatch,
+    TransferPart,
+    TransferUpload,
+    Worker,
+    WorkerReach,
+)
 from stores.services import transfers
 from stores.services.image_stores import driver_for
 from stores.services.inventory import identity_of
@@ -610,12 +619,24 @@ class Pump:
             else:
                 log.warning("transfer %s failed: %s", job.transfer.pk, outcome, exc_info=_unexpected(outcome))
                 transfers.fail(job, outcome)
+                if isinstance(outcome, LockedOut):
+                    self._leave_alone(job, outcome)
         elif time.monotonic() - running.renewed > settings.LEASE_SECONDS:
             self._released.append(job)
         else:
             self._finished.append((job, outcome))
         with self._handover:
             del self._running[job.transfer.pk]
+
+    def _leave_alone(self, job: Job, error: LockedOut) -> None:
+        """Claim nothing more for an object store that refuses us, until the worker's clock finds that it lets us in again."""
+        stores = {store.pk for store in (job.transfer.source, job.transfer.target) if store.scope == "REGION"}
+        reach = WorkerReach.objects.filter(worker=self.worker_id, store__in=stores)
+        reach.update(ok=False, error=str(error)[:1000], checked_at=Now())
+        with self._handover:
+            for pk, running in list(self._waiting.items()):
+                if not running.begun and {running.job.transfer.source_id, running.job.transfer.target_id} & stores:
+                    self._released.append(self._waiting.pop(pk).job)
 
     def _prove(self) -> set[int]:
         """Prove what finished in one transaction; where the rows do not take it, one by one, so that the bad one fails alone."""

@@ -9,11 +9,13 @@ class StoreError(Exception):
     """Base of all store errors.
 
     `cause` is a stable word to group failures by; `retryable` says whether the same call may succeed later without anybody
-    acting; `field` names the option or parameter at fault, if one is.
+    acting on the item; `outage` that the store as a whole is in trouble, so that it says nothing about an item; `field` names the
+    option or parameter at fault, if one is.
     """
 
     cause: ClassVar[str] = "store-error"
     retryable: ClassVar[bool] = False
+    outage: ClassVar[bool] = False
     remedy: ClassVar[str] = "Read the message, mend the store, then retry."
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
@@ -35,11 +37,21 @@ class AccessDenied(StoreError):
     remedy = "Check the credentials and the rights of their user on the store, then retry."
 
 
+class LockedOut(AccessDenied):
+    """An object store refuses us where all is ours: keys were revoked, have expired, or lost a right."""
+
+    cause = "locked-out"
+    retryable = True
+    outage = True
+    remedy = "Give the store credentials that may read and write there (store_update); work resumes by itself once it lets us in."
+
+
 class Unavailable(StoreError):
     """The store does not answer, or a mount or its marker is missing; nothing can be said of what it holds."""
 
     cause = "unavailable"
     retryable = True
+    outage = True
     remedy = "Check the server, the network and the mount; work resumes by itself when the store answers."
 
 

@@ -27,10 +27,10 @@ from botocore.parsers import ResponseParserError
 
 from stores.drivers.base import Digest
 from stores.drivers.errors import (
-    AccessDenied,
     AlreadyExists,
     Corrupt,
     Full,
+    LockedOut,
     Misconfigured,
     NotFound,
     StoreError,
@@ -297,7 +297,7 @@ def _client_error(error: sdk.ClientError, doing: str, settings: Settings) -> Sto
 def _known_code(code: str, what: str, where: str, settings: Settings) -> StoreError | None:
     if code in _CREDENTIALS:
         field, meaning = _CREDENTIALS[code]
-        return AccessDenied(f"{what}{meaning} ({where}).", field=field)
+        return LockedOut(f"{what}{meaning} ({where}).", field=field)
     if code in _SETTINGS:
         option, meaning = _SETTINGS[code]
         return Misconfigured(f"{what}{meaning.format(settings=settings)} ({where}).", field=option)
@@ -311,7 +311,7 @@ def _known_status(status: int, what: str, where: str, headers: Mapping[str, str]
     if status in {429, 503}:
         return Throttled(f"{what}the store asks for less ({where}).", retry_after=_seconds(headers.get("retry-after")))
     if status in {401, 403}:
-        return AccessDenied(f"{what}the credentials lack the right to do it ({where}).", field="accesskey")
+        return LockedOut(f"{what}the credentials lack the right to do it ({where}).", field="accesskey")
     if status in {301, 302, 307, 308}:
         return Misconfigured(f"{what}the bucket is served elsewhere ({where}); redirects are not followed.", field="endpoint")
     plain: dict[int, type[StoreError]] = {404: NotFound, 412: AlreadyExists, 405: Unsupported, 501: Unsupported, 507: Full}

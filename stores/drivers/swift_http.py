@@ -32,10 +32,10 @@ from swiftclient.exceptions import ClientException
 
 from stores.drivers.base import MiB, PartData, PartSource
 from stores.drivers.errors import (
-    AccessDenied,
     AlreadyExists,
     Corrupt,
     Full,
+    LockedOut,
     Misconfigured,
     NotFound,
     StoreError,
@@ -327,7 +327,7 @@ class SwiftSession:
         except (keystone_errors.Unauthorized, keystone_errors.AuthorizationFailure):
             raise _wrong_credentials(own.user) from None
         except keystone_errors.Forbidden:
-            raise AccessDenied("Keystone does not let this user into the project.", field="project") from None
+            raise LockedOut("Keystone does not let this user into the project.", field="project") from None
         except (keystone_errors.CatalogException, keystone_errors.EndpointNotFound):
             url = None
         except (keystone_errors.NotFound, keystone_errors.DiscoveryFailure, keystone_errors.MethodNotAllowed):
@@ -391,8 +391,8 @@ def _broken(error: Exception, url: str) -> StoreError:
     return Unavailable(f"The connection to {host} failed or broke off ({type(error).__name__}).")
 
 
-def _wrong_credentials(user: str) -> AccessDenied:
-    return AccessDenied(f"The user {user!r} or its key is not accepted.", field="key")
+def _wrong_credentials(user: str) -> LockedOut:
+    return LockedOut(f"The user {user!r} or its key is not accepted.", field="key")
 
 
 def _headers(raw: Mapping[str, Any]) -> dict[str, str]:
@@ -401,8 +401,8 @@ def _headers(raw: Mapping[str, Any]) -> dict[str, str]:
 
 
 _ERRORS: Mapping[int, tuple[type[StoreError], str, str | None]] = {
-    401: (AccessDenied, "it does not accept the sign-in", "key"),
-    403: (AccessDenied, "the user may not do this", "username"),
+    401: (LockedOut, "it does not accept the sign-in", "key"),
+    403: (LockedOut, "the user may not do this", "username"),
     404: (NotFound, "it is not there", None),
     408: (Unavailable, "it did not get the request in time", None),
     412: (AlreadyExists, "the name is taken", None),

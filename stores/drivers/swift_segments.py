@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from stores.drivers import swift_names as names
 from stores.drivers.base import Part, PartData, PartSource, PendingUpload, Upload
-from stores.drivers.errors import AccessDenied, Corrupt, Foreign, Misconfigured, UploadGone
+from stores.drivers.errors import Corrupt, Foreign, LockedOut, Misconfigured, UploadGone
 from stores.drivers.swift_http import Response, SwiftSession, listed_time, md5
 
 NOTES_FOLDER = ".cs-pending"
@@ -187,7 +187,7 @@ def make_container(session: SwiftSession, container: str, policy: str) -> bool:
     headers = {"X-Storage-Policy": policy} if policy else {}
     response = session.request("PUT", container, headers=headers, allow=(400, 401, 403, 409))
     if response.status in {401, 403}:
-        raise AccessDenied(f"The container {container!r} is not there and this user may not make it.", field="container")
+        raise LockedOut(f"The container {container!r} is not there and this user may not make it.", field="container")
     if response.status in {400, 409}:
         message = f"The container {container!r} cannot be made with storage policy {policy or 'default'!r}."
         raise Misconfigured(message, field="storagepolicy" if policy else "container")

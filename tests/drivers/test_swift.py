@@ -37,6 +37,7 @@ from stores.drivers.errors import (
     Corrupt,
     Foreign,
     Full,
+    LockedOut,
     Misconfigured,
     NotFound,
     SourceChanged,
@@ -976,8 +977,8 @@ def driver_at(url: str, **details: str) -> SwiftDriver:
 @pytest.mark.parametrize(
     ("status", "headers", "error"),
     [
-        (403, {}, AccessDenied),
-        (401, {}, AccessDenied),
+        (403, {}, LockedOut),
+        (401, {}, LockedOut),
         (408, {}, Unavailable),
         (413, {}, Full),
         (422, {}, Corrupt),

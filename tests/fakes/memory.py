@@ -25,7 +25,7 @@ from stores.drivers.base import (
     Upload,
 )
 from stores.drivers.confined import components
-from stores.drivers.errors import AccessDenied, AlreadyExists, Corrupt, Foreign, Misconfigured, NotFound, Unavailable, UploadGone
+from stores.drivers.errors import AlreadyExists, Corrupt, Foreign, LockedOut, Misconfigured, NotFound, Unavailable, UploadGone
 from stores.drivers.probe import PROBE_FOLDER, Sandbox, generic_checks, run
 from stores.states import Proof
 
@@ -255,7 +255,7 @@ class _Session:
         if not self._server.available:
             raise Unavailable("The store does not answer.")
         if self._server.password != self._password:
-            raise AccessDenied("The store refused the password.")
+            raise LockedOut("The store refused the password.")
         self._server.lock.acquire()
         return self._server
 

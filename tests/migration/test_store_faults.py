@@ -1,143 +1,301 @@
-"""A drain to a real S3 server that refuses, fills up, throttles and lies: what is promised is kept in the end, and nothing is lost."""
+"""A drain to real servers that refuse, fill up, throttle, stall, forget and flip bits: nothing is promised falsely, all is kept in the end."""
 
 from __future__ import annotations
 
-import hashlib
+import random
+import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from django.utils import timezone
 
-from cloudstorage.actors import Actor
+from cloudstorage.errors import Blocked
 from migration import drain
-from migration.conversion import convert
-from migration.models import Drain
-from stores.models import ImageStore, Kind, Transfer, Volume, VolumeStoreRef, Worker, WorkerReach
-from stores.services import image_stores
-from stores.services.inventory import open_content
-from stores.states import RefState, TransferState
-from stores.worker import Pump
-from tests.drivers.s3_cases import Place, details_of, error
-from tests.drivers.s3_cases import moto_place as moto  # noqa: F401 - a fixture, under the name that tests ask for
-from tests.migration.test_drain import BYPASS
+from migration.states import DrainState
+from stores.drivers.base import MiB
+from stores.models import Transfer, Volume
+from stores.services import transfers
+from stores.states import TransferState
+from tests.drivers.s3_cases import administer, details_of, error, new_bucket
+from tests.migration.under_way import UnderWay, begin
 from tests.servers.http_messages import HttpRequest
-from tests.servers.proxy import Rule
+from tests.servers.proxy import Action, Corrupt, Hold, LoggingHttpProxy, TcpProxy
 
 pytestmark = [pytest.mark.db, pytest.mark.live]
 
 ITEMS = 3
-NEW = "rotated"
+LARGE = 33 * MiB
+"""Three parts."""
 
 
 @dataclass
-class Running:
-    """Three volumes of zone east, converted to a bucket behind a proxy; their drain has begun."""
+class Way:
+    """The way to a server: through a gate that stalls and resets, and a proxy that answers in its place or changes bytes."""
 
-    place: Place
-    drain: Drain
-    worker: Worker
-    admin: Actor
+    server: Any
+    proxy: LoggingHttpProxy
+    gate: TcpProxy
+    target: dict[str, Any]
+    uploads: Callable[[], list[str]]
+    """Multipart uploads that the server knows and that are not complete."""
+    forget_uploads: Callable[[], None]
+    """Another actor, or a rule of the bucket, removes what was not completed."""
 
-    @property
-    def store(self) -> ImageStore:
-        return ImageStore.objects.get(scope="REGION")
 
-    def pump(self) -> None:
-        """As often as a worker's clock would; pauses before the next attempt are over at once."""
-        Transfer.objects.filter(state=TransferState.QUEUED).update(next_attempt_at="2026-01-01T00:00:00Z")
-        Pump(self.worker.pk, slots=2).run()
+def way(request: pytest.FixtureRequest, server: Any, url: str) -> tuple[LoggingHttpProxy, TcpProxy]:
+    proxy = request.getfixturevalue("http_proxy")(url)
+    return proxy, request.getfixturevalue("tcp_proxy")(proxy.url)
 
-    def fault(self, matches: Callable[[HttpRequest], bool], *what: Any, times: int | None = None) -> Rule:
-        return self.place.proxy.add_rule(matches, error(*what), times=times)
 
-    def states(self) -> list[str]:
-        return sorted(Transfer.objects.values_list("state", flat=True))
+def to_s3(request: pytest.FixtureRequest, server: Any) -> Way:
+    proxy, gate = way(request, server, server.s3_url)
+    bucket, admin = new_bucket(server), administer(server)
+    request.addfinalizer(admin.close)
+    details = details_of(server, bucket, endpoint=gate.url.removeprefix("http://"), sockettimeout="2000")
 
-    def causes(self) -> set[str]:
-        return set(Transfer.objects.exclude(error_cause="").values_list("error_cause", flat=True))
+    def uploads() -> list[dict[str, str]]:
+        found = admin.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+        return [{"Key": upload["Key"], "UploadId": upload["UploadId"]} for upload in found]
 
-    def assert_readable(self) -> None:
-        """Every item is given out as it was, wherever it is now."""
-        for item in Volume.objects.all():
-            with open_content(actor=self.admin, kind=Kind.VOLUME, item=item) as content:
-                assert b"".join(content.chunks()) == f"content of {item.name}".encode()
+    def forget() -> None:
+        for upload in uploads():
+            admin.abort_multipart_upload(Bucket=bucket, **upload)
 
-    def assert_whole(self) -> None:
-        """Every item is Ready on the server, whose own bytes are those of the original."""
-        refs = VolumeStoreRef.objects.filter(store=self.store)
-        assert [ref.state for ref in refs] == [RefState.READY] * ITEMS
-        for ref in refs:
-            (file,) = ref.files.all()
-            stored = self.place.admin.get_object(Bucket=self.place.bucket, Key=file.path)["Body"].read()
-            assert stored == f"content of {ref.item.name}".encode()
-            assert file.sha256 == hashlib.sha256(stored).hexdigest()
+    target = {"provider": "S3", "url": "", "details": details}
+    return Way(server, proxy, gate, target, lambda: [upload["Key"] for upload in uploads()], forget)
+
+
+def to_moto(request: pytest.FixtureRequest) -> Way:
+    """It checks nothing; what it has stored its ETag tells."""
+    return to_s3(request, request.getfixturevalue("moto_server"))
+
+
+def to_s3api(request: pytest.FixtureRequest) -> Way:
+    return to_s3(request, request.getfixturevalue("swift_server"))
+
+
+def to_swift(request: pytest.FixtureRequest) -> Way:
+    server = request.getfixturevalue("swift_server")
+    proxy, gate = way(request, server, server.url)
+    container = f"c-{uuid.uuid4().hex[:8]}"
+    details = {"username": server.username, "key": server.key, "container": container, "sockettimeout": "2000"}
+    segments = f"/{container}_segments"
+
+    def uploads() -> list[str]:
+        answer = server.request("GET", segments)
+        return [] if answer.status == 404 else answer.body.decode().split()
+
+    def forget() -> None:
+        for name in uploads():
+            assert server.request("DELETE", f"{segments}/{name}").status == 204
+
+    target = {"provider": "Swift", "url": gate.url + urlsplit(server.auth_url).path, "details": details}
+    return Way(server, proxy, gate, target, uploads, forget)
 
 
 @pytest.fixture
-def running(region, moto, admin, operator, settings) -> Running:  # noqa: F811 - the fixture of that name
+def served(request, settings) -> Way:
+    """By moto, which is quick, unless a test names the servers that it needs."""
     settings.OUTBOUND_ALLOW_LOOPBACK = True
+    return getattr(request, "param", to_moto)(request)
+
+
+ON_REAL_SERVERS = pytest.mark.parametrize("served", [to_s3api, to_swift], indirect=True, ids=["s3api", "swift"])
+BY_S3 = pytest.mark.parametrize("served", [to_moto, to_s3api], indirect=True, ids=["moto", "s3api"])
+
+
+@pytest.fixture
+def moving(region, served, admin, operator) -> UnderWay:
+    """Small volumes, their drain begun."""
     for number in range(ITEMS):
         region.volume(f"disk-{number}", "east")
-    details = details_of(moto.server, moto.bucket, endpoint=moto.proxy.url.removeprefix("http://")) | {"maxerrorretry": "0"}
-    given = {"name": "objects", "provider": "S3", "url": "", "details": details}
-    conversion = convert(actor=admin, override=BYPASS, **given)
-    worker = Worker.objects.create(hostname="here", pid=7)
-    WorkerReach.objects.bulk_create(WorkerReach(worker=worker, store=store, ok=True) for store in ImageStore.objects.all())
-    row = drain.plan(actor=operator, conversion=conversion, canary_items=0)
-    drain.start(actor=operator, drain=row)
-    drain.advance(row)
-    return Running(moto, row, worker, admin)
+    return begin(region, admin, operator, name="objects", **served.target)
+
+
+@pytest.fixture
+def large(region, served, admin, operator) -> UnderWay:
+    """One volume of three parts, its drain begun."""
+    item = Volume.objects.create(name="large", account=region._account(), upstream_id=9, zone=region.zones["east"])
+    region.put(item, "east", "volumes/2/9", content=random.Random(9).randbytes(LARGE))
+    return begin(region, admin, operator, name="objects", **served.target)
 
 
 def writes_item(request: HttpRequest) -> bool:
     return request.method == "PUT" and "/volumes/" in request.target
 
 
-def test_drain_goes_on_with_new_credentials_when_the_old_were_revoked_in_its_middle(running, operator):
-    first, *others = Transfer.objects.order_by("pk").values_list("pk", flat=True)
-    Transfer.objects.filter(pk__in=others).update(next_attempt_at="2100-01-01T00:00:00Z")
-    Pump(running.worker.pk, slots=1).run()
-    assert Transfer.objects.get(state=TransferState.PROVEN).pk == first
+def writes_second_part(request: HttpRequest) -> bool:
+    return request.method == "PUT" and ("partNumber=2" in request.target or "_segments/volumes/" in request.target)
 
-    def revoked(sent: HttpRequest) -> bool:
-        return f"Credential={NEW}/" not in sent.headers.get("authorization", "")
 
-    running.fault(revoked, 403, "InvalidAccessKeyId")
-    running.pump()
-    assert running.states() == [TransferState.FAILED] * len(others) + [TransferState.PROVEN]
-    assert running.causes() == {"access-denied"}
-    image_stores.update_store(actor=running.admin, store=running.store, details={"accesskey": NEW, "secretkey": NEW})
-    drain.retry_failed(actor=operator, drain=running.drain)
-    running.pump()
-    running.assert_whole()
+def completes(request: HttpRequest) -> bool:
+    by_s3 = request.method == "POST" and "uploadId=" in request.target
+    return by_s3 or (request.method == "PUT" and "multipart-manifest=put" in request.target)
+
+
+# --- refused, full, throttled ----------------------------------------------------------------------------------------------
+
+
+def test_a_right_that_is_lost_for_writing_alone_blames_no_item(moving, served):
+    served.proxy.add_rule(writes_item, error(403, "AccessDenied"))
+    for _ in range(transfers.MAX_ATTEMPTS + 1):
+        assert moving.look(), "it still lets us look"
+        moving.pump()
+    assert moving.states() == [TransferState.QUEUED] * ITEMS
+    assert moving.causes() == {"locked-out"}
+    moving.assert_readable()
+    served.proxy.clear_rules()
+    assert moving.look()
+    assert moving.run_to_end().note == "Every item is proven."
+    moving.assert_whole()
 
 
 @pytest.mark.parametrize(("status", "code"), [(507, "InsufficientStorage"), (403, "QuotaExceeded")])
-def test_what_finds_no_room_waits_for_a_person_and_stays_readable(running, operator, status, code):
-    rule = running.fault(writes_item, status, code)
-    running.pump()
+def test_what_finds_no_room_waits_for_a_person_and_stays_readable(moving, served, operator, status, code):
+    rule = served.proxy.add_rule(writes_item, error(status, code))
+    moving.pump()
     assert rule.hits >= 1
-    assert TransferState.PROVEN not in running.states()
-    assert running.causes() == {"full"}
-    running.assert_readable()
-    running.place.proxy.clear_rules()
-    if TransferState.FAILED in running.states():
-        drain.retry_failed(actor=operator, drain=running.drain)
-    running.pump()
-    running.assert_whole()
+    assert moving.states() == [TransferState.FAILED] * ITEMS
+    assert moving.causes() == {"full"}
+    moving.assert_readable()
+    served.proxy.clear_rules()
+    drain.retry_failed(actor=operator, drain=moving.drain)
+    moving.pump()
+    moving.assert_whole()
 
 
-def test_throttling_uses_up_no_attempt(running):
-    throttled = error(503, "SlowDown")
-    throttled.headers["Retry-After"] = "1"
-    rule = running.place.proxy.add_rule(writes_item, throttled)
-    for _ in range(10):
-        running.pump()
-        if rule.hits > 2 * ITEMS:
-            break
-    assert TransferState.FAILED not in running.states()
-    running.assert_readable()
-    running.place.proxy.clear_rules()
-    running.pump()
-    running.assert_whole()
+@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (429, "TooManyRequests")])
+def test_throttling_uses_up_no_attempt_and_is_waited_out_as_long_as_it_says(moving, served, status, code):
+    throttled = error(status, code)
+    throttled.headers["Retry-After"] = "3000"
+    rule = served.proxy.add_rule(writes_item, throttled)
+    for _ in range(transfers.MAX_ATTEMPTS + 1):
+        moving.pump(slots=ITEMS)
+    assert rule.hits > ITEMS * transfers.MAX_ATTEMPTS
+    assert moving.states() == [TransferState.QUEUED] * ITEMS
+    assert not Transfer.objects.filter(next_attempt_at__lt=timezone.now() + timedelta(seconds=2900)).exists()
+    assert moving.pump_as_planned() == 0
+    moving.assert_readable()
+    served.proxy.clear_rules()
+    moving.pump()
+    moving.assert_whole()
+
+
+# --- the network -----------------------------------------------------------------------------------------------------------
+
+
+def silent(gate: TcpProxy) -> None:
+    gate.stall()
+
+
+def broken(gate: TcpProxy) -> None:
+    gate.reset_after(2 * MiB)
+
+
+def gone(gate: TcpProxy) -> None:
+    gate.refuse()
+
+
+@pytest.mark.parametrize("fault", [silent, broken, gone])
+def test_a_large_copy_goes_on_where_it_was_when_the_way_to_the_store_is_good_again(large, served, fault):
+    arrived = Hold()
+    served.proxy.add_rule(writes_second_part, arrived, times=1)
+
+    def strike() -> None:
+        assert arrived.arrived.wait(60)
+        fault(served.gate)
+        arrived.release.set()
+
+    striking = threading.Thread(target=strike)
+    striking.start()
+    large.pump()
+    striking.join()
+    assert large.states() == [TransferState.QUEUED]
+    assert large.causes() == {"unavailable"}
+    assert large.ready() == []
+    large.assert_readable()
+    served.gate.pass_through()
+    large.pump()
+    large.assert_whole()
+    assert served.uploads() == []
+    assert Transfer.objects.get().faults == 0
+
+
+# --- multipart uploads -----------------------------------------------------------------------------------------------------
+
+
+@BY_S3
+def test_an_upload_whose_completion_fails_within_a_success_is_not_believed(large, served):
+    rule = served.proxy.add_rule(completes, error(200, "InternalError"), times=1)
+    large.pump()
+    assert rule.hits == 1
+    assert large.states() == [TransferState.QUEUED]
+    assert large.ready() == []
+    large.assert_readable()
+    large.pump()
+    large.assert_whole()
+    assert served.uploads() == []
+
+
+@ON_REAL_SERVERS
+@pytest.mark.parametrize("moment", [writes_second_part, completes])
+def test_an_upload_that_another_aborts_begins_anew(large, served, moment):
+    hold = Hold()
+    served.proxy.add_rule(moment, hold, times=1)
+
+    def abort() -> None:
+        assert hold.arrived.wait(60)
+        served.forget_uploads()
+        hold.release.set()
+
+    aborting = threading.Thread(target=abort)
+    aborting.start()
+    large.pump()
+    aborting.join()
+    assert large.states() == [TransferState.QUEUED]
+    assert large.ready() == []
+    large.assert_readable()
+    assert large.run_to_end().note == "Every item is proven."
+    large.assert_whole()
+
+
+# --- other bytes -----------------------------------------------------------------------------------------------------------
+
+
+def flips(request: HttpRequest) -> bool:
+    return request.method == "PUT" and int(request.headers.get("content-length", "0")) > 8
+
+
+FLIP: Action = Corrupt("request", offset=8)
+
+
+@pytest.mark.parametrize("served", [to_moto, to_s3api, to_swift], indirect=True, ids=["moto", "s3api", "swift"])
+def test_a_server_that_flips_bits_from_the_start_is_not_converted_to(region, served, admin, operator):
+    region.volume("disk", "east")
+    served.proxy.add_rule(flips, FLIP)
+    with pytest.raises(Blocked):
+        begin(region, admin, operator, name="objects", **served.target)
+    assert not Transfer.objects.exists()
+
+
+@pytest.mark.parametrize("served", [to_moto, to_s3api, to_swift], indirect=True, ids=["moto", "s3api", "swift"])
+def test_a_drain_stops_at_its_canary_when_the_server_flips_bits_after_its_probe(region, served, admin, operator):
+    for number in range(ITEMS):
+        region.volume(f"disk-{number}", "east")
+    moving = begin(region, admin, operator, name="objects", canary_items=1, **served.target)
+    served.proxy.add_rule(lambda sent: writes_item(sent) and flips(sent), FLIP)
+    row = moving.run_to_end()
+    assert row.state == DrainState.PAUSED
+    assert "canary failed" in row.note
+    assert moving.causes() == {"corrupt"}
+    assert moving.ready() == []
+    moving.assert_readable()
+    served.proxy.clear_rules()
+    drain.resume(actor=operator, drain=row)
+    assert moving.run_to_end().note == "Every item is proven."
+    moving.assert_whole()

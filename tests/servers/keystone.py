@@ -127,6 +127,12 @@ class KeystoneServer:
         project = {"name": self.project, "domain": {"name": self.domain}}
         return self._sign_in(user | {"password": password or self.password}, project)
 
+    def change_password(self, username: str, password: str) -> None:
+        """From now on only the new one signs in, and tokens that the former was good for are revoked."""
+        headers = {"X-Auth-Token": self._admin_token()}
+        (user,) = self._call("GET", f"/users?name={username}", headers)["users"]
+        self._call("PATCH", f"/users/{user['id']}", headers, {"user": {"password": password}})
+
     def publish_object_store(self, url: str) -> None:
         """Put the object store into the service catalogue; `$(project_id)s` in the url is replaced by Keystone."""
         headers = {"X-Auth-Token": self._admin_token()}

@@ -34,7 +34,6 @@ from stores.worker import open_batches
 log = logging.getLogger(__name__)
 
 _REACH = "reach"
-_REACH_SECONDS = 15.0
 _REACH_TIMEOUT = 10.0
 _SILENCE_SECONDS = 20.0
 """Work waits and no queue process was seen for so long: the cluster is restarted, all of it."""
@@ -119,7 +118,7 @@ class Command(ServiceCommand):
         reach = _Reach(worker)
         reach.check_all()
         ticks = [_Repeating(path, period, import_string(path)) for path, period in settings.WORKER_TICKS]
-        ticks.append(_Repeating(_REACH, _REACH_SECONDS, reach.check_all))
+        ticks.append(_Repeating(_REACH, settings.HEARTBEAT_SECONDS, reach.check_all))
         cluster = self._start(worker)
         waiting_since: float | None = None
         self.say(f"worker {worker} is running", {"worker": str(worker.uuid)})

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
 from stores.copier import CopiedFile
-from stores.drivers.errors import StoreError, Unavailable
+from stores.drivers.errors import StoreError
 from stores.manifest import manifest_sha256
 from stores.models import KINDS, Kind, StoreFile, StoreRef, Transfer, TransferBatch, TransferUpload
 from stores.services import holds
@@ -211,14 +211,14 @@ def fail(job: Job, error: Exception) -> None:
     """Note the error; one that may pass is tried again later with growing pauses, another waits for a person. A copy of what was
     deleted while it was planned is cancelled."""
     cause, retryable, remedy, wait = "unexpected", True, "Look into the worker's log; report it if it repeats.", 0.0
+    outage = False
     if isinstance(error, StoreError):
         cause, retryable, remedy = error.cause, error.retryable, error.remedy
+        outage = error.outage  # it is not the item's, and never uses up the attempts
         wait = getattr(error, "retry_after", None) or 0.0
     # A server's words or an odd file name must not make the failure itself impossible to write down.
     message = str(error).encode(errors="backslashreplace").decode().replace("\0", "")
     attempts = job.transfer.attempts
-    # An outage is nobody's fault and ends by itself: it never uses up the attempts.
-    outage = isinstance(error, Unavailable)
     faults = job.transfer.faults + (not outage)
     again = retryable and (outage or faults < MAX_ATTEMPTS)
     models = KINDS[Kind(job.transfer.kind)]
