@@ -38,7 +38,7 @@ from stores.drivers.errors import (
     Unavailable,
     UploadGone,
 )
-from stores.drivers.s3_bodies import OPERATIONS, POOL, BodySender, SourceFailed
+from stores.drivers.s3_bodies import OPERATIONS, POOL, BodySender
 from stores.drivers.s3_options import Settings
 
 SDK_ERRORS = (sdk.BotoCoreError, sdk.ClientError, ResponseParserError)
@@ -136,8 +136,6 @@ class Wire:
             answer: dict[str, Any] = getattr(made.client, operation)(Bucket=self.settings.bucket, **params)
         except SDK_ERRORS as error:
             raise self.explain(error, doing) from error
-        except SourceFailed as failure:
-            raise failure.error from None
         return answer
 
     def explain(self, error: Exception, doing: str) -> StoreError:

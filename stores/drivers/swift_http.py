@@ -1,8 +1,8 @@
-"""Speaks HTTP to OpenStack Swift: signs in (auth v1, Keystone v3), keeps connections, and turns every answer into our errors.
+"""Speaks HTTP to OpenStack Swift: signs in (auth v1, Keystone v3), and turns every answer into our errors.
 
-The only file that imports python-swiftclient and keystoneauth1. Requests go through swiftclient's transport but not through
-its helpers, because those follow redirects with the token, log the beginning of tokens, send whole bodies under the connect
-timeout and take no proxy after signing in.
+The only file that imports python-swiftclient and keystoneauth1. Requests go by `http_pool`, because swiftclient's own way follows
+redirects with the token, logs the beginning of tokens, sends whole bodies under the connect timeout and takes no proxy after the
+sign-in.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import requests
-import urllib3
 from keystoneauth1 import exceptions as keystone_errors
 from keystoneauth1.identity import v3
 from keystoneauth1.session import Session as KeystoneSession
-from swiftclient.client import HTTPConnection
-from swiftclient.exceptions import ClientException
+from swiftclient.client import quote
 
-from stores.drivers.base import MiB, PartData, PartSource
+from stores.drivers import http_pool
+from stores.drivers.base import PartData
 from stores.drivers.errors import (
     AlreadyExists,
     Corrupt,
@@ -42,12 +41,6 @@ from stores.drivers.errors import (
     Throttled,
     Unavailable,
 )
-
-IDLE_CONNECTIONS = 16
-ERROR_BODY = 64 * 1024
-SEND_BLOCK = MiB
-_TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
-_TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, ClientException, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +61,10 @@ class Credentials:
     read_timeout: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An answer, read to its end. Header names are in lower case."""
+class Response(http_pool.Answer):
+    """An answer, with what Swift tells in its headers."""
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    __slots__ = ()
 
     @property
     def etag(self) -> str:
@@ -92,23 +82,6 @@ class Response:
             raise Misconfigured("The server does not tell when an object was written: it is no Swift.", field="url") from None
 
 
-class _Body:
-    """An iterable of blocks: one `sendall` of it all would have to end within a single socket timeout."""
-
-    def __init__(self, data: PartData) -> None:
-        self._data = data if isinstance(data, PartSource) else memoryview(data).cast("B")
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __iter__(self) -> Iterator[bytes | memoryview]:
-        if isinstance(self._data, PartSource):
-            yield from self._data.blocks()
-            return
-        for start in range(0, len(self._data), SEND_BLOCK):
-            yield self._data[start : start + SEND_BLOCK]
-
-
 class SwiftSession:
     """A signed-in account for any number of threads of one process; nothing is opened before the first request."""
 
@@ -118,14 +91,18 @@ class SwiftSession:
     def __init__(self, credentials: Credentials, check_url: Callable[[str], None]) -> None:
         self.credentials = credentials
         self._check_url = check_url
+        self._pool = http_pool.HttpPool(
+            connect_timeout=credentials.connect_timeout,
+            read_timeout=credentials.read_timeout,
+            ca_bundle=credentials.cabundle,
+            proxy=credentials.proxy,
+        )
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        # Sockets and locks must not be shared with the process that we were forked from.
+        # Locks and Keystone's connections must not be shared with the process that we were forked from.
         self._pid = os.getpid()
-        self._lock = threading.Lock()
         self._signing_in = threading.Lock()
-        self._idle: list[HTTPConnection] = []
         self._account: tuple[str, str] | None = None
         """Storage URL and token, once signed in."""
         self._keystone: KeystoneSession | None = None
@@ -159,7 +136,9 @@ class SwiftSession:
             storage_url, token = self._sign_in()
             parts = [urlsplit(storage_url).path.rstrip("/")]
             parts += [quote(part, safe="/") for part in (container, name) if part]
-            path = "/".join(parts) + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+            path = "/".join(parts)
+            if query:
+                path += "?" + "&".join(f"{field}={quote(value, safe='')}" for field, value in query.items())
             sent = {**(headers or {}), "X-Auth-Token": token}
             response = self._exchange(storage_url, method, path, sent, body, repeatable=repeatable)
             if response.status == HTTPStatus.UNAUTHORIZED and not signed_in_again:
@@ -190,12 +169,7 @@ class SwiftSession:
 
     def close(self) -> None:
         """Close the idle connections; the session opens new ones when it is used again."""
-        if os.getpid() != self._pid:
-            return
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._pool.close()
 
     def _exchange(
         self,
@@ -207,57 +181,17 @@ class SwiftSession:
         *,
         repeatable: bool = True,
     ) -> Response:
-        try:
-            return self._send(url, method, path, headers, body)
-        except _TRANSPORT_ERRORS as error:
-            if not repeatable or isinstance(error, _TIMEOUTS) or not isinstance(_broken(error, url), Unavailable):
-                raise _broken(error, url) from None
-        try:
-            return self._send(url, method, path, headers, body)
-        except _TRANSPORT_ERRORS as error:
-            raise _broken(error, url) from None
-
-    def _send(self, url: str, method: str, path: str, headers: Mapping[str, str], body: PartData) -> Response:
-        connection = self._take(url)
-        try:
-            answer = connection.request(method, path, _Body(body) if len(body) else b"", dict(headers))
-            content = answer.raw.read(None if answer.status_code < 300 else ERROR_BODY)
-            answer.close()
-        except BaseException:
-            connection.close()
-            raise
-        self._give_back(connection)
-        return Response(answer.status_code, _headers(answer.headers), content)
-
-    def _take(self, url: str) -> HTTPConnection:
-        if os.getpid() != self._pid:
-            self._start_afresh()
-        with self._lock:
-            for position, connection in enumerate(self._idle):
-                if url.startswith(connection.url):
-                    return self._idle.pop(position)
-        wanted = urlsplit(url)
-        own = self.credentials
-        connection = HTTPConnection(
-            f"{wanted.scheme}://{wanted.netloc}",
-            cacert=own.cabundle or None,
-            timeout=(own.connect_timeout, own.read_timeout),
-        )
-        # A redirect would carry the token to a host that the outbound policy never saw.
-        connection.requests_args["allow_redirects"] = False
-        connection.request_session.trust_env = False
-        if own.proxy:
-            # swiftclient's own parameter would use a proxy only for urls of the proxy's scheme.
-            connection.requests_args["proxies"] = {"http": own.proxy, "https": own.proxy}
-        return connection
-
-    def _give_back(self, connection: HTTPConnection) -> None:
-        with self._lock:
-            if len(self._idle) < IDLE_CONNECTIONS:
-                # The last used first: what idles longest is what the server closes.
-                self._idle.insert(0, connection)
-                return
-        connection.close()
+        to = urlsplit(url)
+        origin = f"{to.scheme}://{to.netloc}"
+        for last in (not repeatable, True):
+            try:
+                answer = self._pool.request(origin, method, path, headers, body)
+            except http_pool.HttpError as error:
+                if last or not isinstance(error, http_pool.BrokenOff):
+                    raise _broken(error, to.netloc) from None
+            else:
+                break
+        return Response(answer.status, answer.headers, answer.body)
 
     # --- signing in ----------------------------------------------------------------------------------------------------
 
@@ -378,26 +312,21 @@ def listed_time(entry: Mapping[str, Any]) -> datetime:
     return datetime.fromisoformat(str(entry["last_modified"])).replace(tzinfo=UTC)
 
 
-def _broken(error: Exception, url: str) -> StoreError:
-    host = urlsplit(url).netloc
-    if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
-        return Misconfigured(f"The TLS certificate of {host} is not accepted.", field="cabundle")
-    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidProxyURL | ClientException):
-        return Misconfigured(f"{host} cannot be asked: the address or the proxy is malformed.", field="url")
-    if isinstance(error, requests.exceptions.ProxyError):
-        return Unavailable(f"The proxy before {host} does not let us through.", field="proxy")
-    if isinstance(error, _TIMEOUTS):
-        return Unavailable(f"{host} did not answer in time.")
+def _broken(error: http_pool.HttpError, host: str) -> StoreError:
+    match error:
+        case http_pool.Untrusted():
+            return Misconfigured(f"The TLS certificate of {host} is not accepted.", field="cabundle")
+        case http_pool.BadAddress():
+            return Misconfigured(f"{host} cannot be asked: the address or the proxy is malformed.", field="url")
+        case http_pool.ProxyFailed():
+            return Unavailable(f"The proxy before {host} does not let us through.", field="proxy")
+        case http_pool.TimedOut() | http_pool.ConnectTimedOut():
+            return Unavailable(f"{host} did not answer in time.")
     return Unavailable(f"The connection to {host} failed or broke off ({type(error).__name__}).")
 
 
 def _wrong_credentials(user: str) -> LockedOut:
     return LockedOut(f"The user {user!r} or its key is not accepted.", field="key")
-
-
-def _headers(raw: Mapping[str, Any]) -> dict[str, str]:
-    # HTTP headers are Latin-1 on the wire; Swift means UTF-8.
-    return {name.lower(): str(value).encode("latin-1", "replace").decode("utf-8", "replace") for name, value in raw.items()}
 
 
 _ERRORS: Mapping[int, tuple[type[StoreError], str, str | None]] = {

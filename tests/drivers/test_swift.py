@@ -14,18 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +45,7 @@ from stores.drivers.probe import facts_of
 from stores.drivers.swift import UPLOAD_HEADER, SwiftDriver
 from stores.states import Proof
 from tests.drivers.conftest import Streamed
+from tests.drivers.http_cases import make_certificate
 from tests.servers.fixtures import KeystoneSwift
 from tests.servers.proxy import Cut, LoggingHttpProxy
 from tests.servers.swift import SwiftServer
@@ -1079,19 +1074,6 @@ def test_certificate_is_refused_until_the_bundle_names_it(tmp_path: Path) -> Non
         assert friend.stat(KEY).key == KEY
         stranger.close()
         friend.close()
-
-
-def make_certificate(certificate: Path, key: Path) -> None:
-    """A certificate for 127.0.0.1 that nobody signed but itself."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "swift")])
-    now = datetime.now(UTC)
-    alternatives = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    builder = x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
-    made = builder.add_extension(alternatives, critical=False).sign(private, hashes.SHA256())
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    unencrypted = serialization.NoEncryption()
-    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted))
 
 
 def test_one_sign_in_serves_all_threads_when_the_token_expires() -> None:
