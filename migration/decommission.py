@@ -436,8 +436,8 @@ def run_deletion(row: Decommission) -> None:
         driver.check()
         files = RetiredFile.objects.filter(decommission=row).order_by("pk")
         while page := list(files.filter(pk__gt=row.deletion_cursor)[:_PAGE]):
-            _refuse_reuse(row)
             for file in page:
+                _refuse_reuse(row)  # asked of each: only a scan after the store was added again can make refs to what is left
                 taken = _to_trash(driver, file)
                 row.files_deleted += taken
                 row.files_left += not taken

@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -92,12 +92,20 @@ def schedule_drift_checks() -> None:
     stores: Any = ImageStore.objects.attached().with_usage()
     for store in stores.exclude(pk__in=recent.filter(mode=Verification.LISTING).values("store")):
         if store.created <= since and (store.scope == "REGION" or store.scanned_at is not None):
-            verify(actor=SYSTEM, store=store, mode=Verification.LISTING)
+            _begin_daily(store, Verification.LISTING, 100, since)
     for store in stores.exclude(pk__in=recent.filter(mode=Verification.CONTENT).values("store")):
         budget = settings.REHASH_BYTES_PER_DAY if store.created <= since else 0
         percent = 100.0 if _unread(store) else 100.0 * budget / max(1, store.bytes)
         if store.bytes and percent >= _LEAST_PERCENT:
-            verify(actor=SYSTEM, store=store, mode=Verification.CONTENT, sample_percent=min(100.0, percent))
+            _begin_daily(store, Verification.CONTENT, min(100.0, percent), since)
+
+
+def _begin_daily(store: ImageStore, mode: str, sample_percent: float, since: datetime) -> None:
+    """Where the clocks of two workers coincide, the one that has the store's row first begins it."""
+    with transaction.atomic():
+        ImageStore.objects.select_for_update(no_key=True).only("pk").get(pk=store.pk)
+        if not Verification.objects.filter(store=store, mode=mode, created__gt=since).exists():
+            verify(actor=SYSTEM, store=store, mode=mode, sample_percent=sample_percent)
 
 
 def _unread(store: ImageStore) -> bool:

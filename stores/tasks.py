@@ -84,6 +84,7 @@ def keep_house() -> None:
     if expired := transfers.expire_leases():
         log.warning("%s transfers were queued again: the lease of their worker had lapsed", expired)
     transfers.cancel_unattached()
+    transfers.cancel_overtaken()
     transfers.unblock_ready()
     holds.expire_holds()
     items.give_up_unfinished()

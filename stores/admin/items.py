@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.db.models import Exists, OuterRef
 from django.http import Http404, HttpRequest, HttpResponse
@@ -16,6 +18,7 @@ from cloudstorage.errors import Conflict, ServiceError
 from cloudstorage.models import AuditEvent
 from stores.models import KINDS, ImageStore, Kind, Transfer, Zone
 from stores.services import inventory, items, transfers
+from stores.services.undelete import undeletable, undelete_item
 from stores.states import LIVE_REF_STATES, PROVEN, RefState
 
 CHAIN_SHOWN = 50
@@ -125,6 +128,26 @@ def _chain(item: Any) -> list[Any]:
     while chain[0].parent_id is not None and len(chain) < 12:
         chain.insert(0, chain[0].parent)
     return chain
+
+
+@page("items/<slug:kind>/deleted/", "item_deleted")
+def item_deleted(request: HttpRequest, kind: str) -> HttpResponse:
+    """What was deleted and waits in the trash of an export, and until when."""
+    of = _kind(kind)
+    found = keyset(request, undeletable(of).select_related("account"))
+    grace = timedelta(seconds=settings.TRASH_GRACE_SECONDS)
+    rows = [(item, item.removed + grace) for item in found.rows]
+    return show(request, "console/deleted.html", title=f"Deleted {of}s", kind=of, kinds=list(Kind), rows=rows, slice=found)
+
+
+@action("items/<slug:kind>/<uuid:number>/undelete/", "item_undelete", ActorRole.STORAGE_ADMIN)
+def undelete(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpResponse:
+    """Bring it back from the trash."""
+    of = _kind(kind)
+    item = item_of(of, number)
+    stores = undelete_item(actor=actor_of(request), kind=of, item=item)
+    messages.success(request, f"{item.name} is back on {', '.join(stores)}.")
+    return redirect("console:item", of.value, number)
 
 
 @action("items/<slug:kind>/<uuid:number>/ensure/", "item_ensure")

@@ -18,8 +18,9 @@ from stores.api import serializers as shown
 from stores.api.filters import FILTERS, listed, with_refs
 from stores.api.stores import store_of
 from stores.api.transfers import transfer_view
-from stores.models import Account, Kind
+from stores.models import KINDS, Account, Kind
 from stores.services import items, region, transfers
+from stores.services.undelete import undeletable, undelete_item
 from stores.services.uploads import register_upload
 
 VIEWS: dict[Kind, tuple[Any, Any]] = {
@@ -133,3 +134,29 @@ def item_views(kind: Kind) -> tuple[Any, Any, Any]:
     title = kind.capitalize()
     Items.__name__, Item.__name__, Ensure.__name__ = f"{title}s", title, f"{title}Ensure"
     return Items, Item, Ensure
+
+
+def trash_views(kind: Kind) -> tuple[Any, Any]:
+    """The views of what was deleted of a kind: list, undelete."""
+    detail, words = VIEWS[kind][1], f"{kind}s"
+
+    class Deleted(PagedView):
+        @operation(f"{words}_deleted", answer=shown.DeletedView(many=True))
+        def get(self, request: Request) -> Response:
+            """List what was deleted and waits in the trash of an export."""
+            return self.page(undeletable(kind).select_related("account"), shown.DeletedView)
+
+    class Undelete(ServiceView):
+        roles = {"POST": ActorRole.STORAGE_ADMIN}
+
+        @operation(f"{words}_undelete", answer=detail)
+        def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
+            """Bring a deleted item back on every export whose trash still has it; its copies there are adopted, not proven."""
+            item = KINDS[kind].item.objects.filter(uuid=id).first()
+            if item is None:
+                raise Http404
+            undelete_item(actor=self.actor, kind=kind, item=item)
+            return Response(detail(with_refs(listed(kind), kind, files=True).get(uuid=id)).data)
+
+    Deleted.__name__, Undelete.__name__ = f"{kind.capitalize()}sDeleted", f"{kind.capitalize()}Undelete"
+    return Deleted, Undelete

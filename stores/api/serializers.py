@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from rest_framework import serializers
 
 from cloudstorage.rest.views import Body, Serializer
@@ -322,6 +324,23 @@ class SnapshotDetailView(SnapshotView):
     def get_children(self, snapshot: Snapshot) -> list[str]:
         """Their ids."""
         return [str(found) for found in snapshot.children.order_by("pk").values_list("uuid", flat=True)]
+
+
+class DeletedView(Serializer):
+    """An item whose bytes wait in the trash of an export."""
+
+    id = serializers.UUIDField(source="uuid")
+    name = serializers.CharField()
+    account = AccountView()
+    format = serializers.CharField(allow_blank=True)
+    virtual_size = serializers.IntegerField(source="size", allow_null=True)
+    deleted = serializers.DateTimeField(source="removed")
+    until = serializers.SerializerMethodField(help_text="When the trash is purged of it.")
+
+    def get_until(self, item: Any) -> datetime:
+        """The end of the grace time."""
+        until: datetime = item.removed + timedelta(seconds=settings.TRASH_GRACE_SECONDS)
+        return until
 
 
 class EnsureBody(Body):

@@ -9,6 +9,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from cloudstorage.actors import Actor, ActorRole
@@ -25,11 +26,14 @@ from stores.services.transfers import PUMP
 from stores.states import LIVE_REF_STATES, Proof, RefState, StoreState
 
 
-def undeletable(kind: Kind, *, limit: int = 100) -> Sequence[Item]:
-    """Items whose bytes went to a trash within its grace time, the last deleted first; one query."""
+def undeletable(kind: Kind) -> QuerySet[Any]:
+    """Items whose bytes went to the trash of an export in use, within its grace time."""
+    models = KINDS[kind]
     since = timezone.now() - timedelta(seconds=settings.TRASH_GRACE_SECONDS)
-    gone = KINDS[kind].item.objects.filter(removed__gt=since, refs__state=RefState.DESTROYED, refs__store__scope="ZONE")
-    return list(gone.distinct().order_by("-removed", "-pk")[:limit])
+    copies = models.ref.objects.filter(item=OuterRef("pk"), state=RefState.DESTROYED).exclude(install_path="")
+    gone = copies.filter(store__scope="ZONE", store__state=StoreState.ATTACHED)
+    found: QuerySet[Any] = models.item.objects.filter(Exists(gone), removed__gt=since)
+    return found
 
 
 def undelete_item(*, actor: Actor, kind: Kind, item: Item) -> list[str]:

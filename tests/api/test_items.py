@@ -6,8 +6,9 @@ import hashlib
 
 import pytest
 
+from cloudstorage.models import AuditEvent
 from stores.models import Account, Snapshot, Transfer, Volume
-from stores.services import transfers
+from stores.services import items, transfers
 from stores.states import Proof, RefState, TransferState
 from tests.factories import content, make_account, make_chain, make_promises, make_store, make_template, make_volume, make_zone
 
@@ -51,6 +52,28 @@ def test_chain_is_shown_from_both_ends(api, nfs):
     assert (shown["parent"], shown["depth"], shown["children"]) == (None, 0, [str(delta.uuid)])
     shown = api("viewer").get(f"snapshots/{delta.uuid}").json()
     assert (shown["parent"], shown["depth"], shown["children"]) == (str(full.uuid), 1, [])
+
+
+def test_deleted_item_is_listed_until_it_is_purged_and_comes_back_by_name(api, nfs):
+    volume = make_volume([nfs], name="data")
+    assert api("storage-admin").delete(f"volumes/{volume.uuid}").status_code == 204
+    items.finish_deletes()
+    (row,) = api("viewer").get("volumes/deleted").json()["results"]
+    assert (row["id"], row["name"]) == (str(volume.uuid), "data")
+    assert row["deleted"] < row["until"]
+    refused = api("operator").post(f"volumes/{volume.uuid}/undelete", {})
+    assert refused.status_code == 403
+    answer = api("storage-admin").post(f"volumes/{volume.uuid}/undelete", {})
+    assert answer.status_code == 200
+    assert [(ref["store"]["name"], ref["state"], ref["proof"]) for ref in answer.json()["stores"]] == [
+        ("nfs", "Ready", "adopted")
+    ]
+    assert api("viewer").get("volumes/deleted").json()["results"] == []
+    again = api("storage-admin").post(f"volumes/{volume.uuid}/undelete", {})
+    assert (again.status_code, again.json()["code"]) == (409, "conflict")
+    assert api("storage-admin").post(f"volumes/{nfs.uuid}/undelete", {}).status_code == 404
+    done = AuditEvent.objects.filter(action="volume.undelete", outcome="done")
+    assert [event.target for event in done] == [f"volume:{volume.uuid}"]
 
 
 def test_lists_are_filtered(api, nfs, objects):

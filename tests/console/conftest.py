@@ -74,8 +74,8 @@ class Cloud:
         """What the URL of that name takes."""
         kind, store = "template", self.nfs.uuid
         found: dict[str, list[Any]] = {
-            "item_list": [kind],
-            **{of: [kind, self.template.uuid] for of in ("item", "item_ensure", "item_delete")},
+            **{of: [kind] for of in ("item_list", "item_deleted")},
+            **{of: [kind, self.template.uuid] for of in ("item", "item_ensure", "item_delete", "item_undelete")},
             **{of: [store] for of in ("store", "store_test", "store_scan", "store_readonly", "store_remove", "store_edit")},
             **{of: [self.report.uuid] for of in ("preflight", "review")},
             **{of: [self.conversion.uuid] for of in ("conversion", "drain_plan", "commit")},
@@ -85,9 +85,6 @@ class Cloud:
             "retire": [store],
             "retirement_report": [self.retirement.uuid, "json"],
             "token_revoke": [self.token.prefix],
-            **{f"auth_user_{what}": [self.token.user_id] for what in ("change", "history", "delete")},
-            **{f"stores_zone_{what}": [self.nfs.zone_id] for what in ("change", "history", "delete")},
-            **{f"stores_account_{what}": [self.template.account_id] for what in ("change", "history", "delete")},
             "app_list": ["auth"],
         }
         if name.startswith("retirement") and name not in {"retirement_list", "retirement_report"}:

@@ -13,7 +13,7 @@ from migration.models import Conversion, Drain, Preflight, Verification
 from migration.preflight import run_preflight
 from migration.states import DrainState
 from stores.models import ImageStore, ScanRun, Template, Transfer, WorkerReach, Zone
-from stores.services import image_stores, scan
+from stores.services import image_stores, items, scan
 from stores.states import RefState, Role, ScanState, TransferState
 from tests.console.conftest import CANARY
 from tests.factories import make_worker
@@ -322,6 +322,21 @@ def test_an_item_is_deleted_only_after_the_question(cloud, sign_in):
     assert Template.objects.get(pk=cloud.template.pk).removed is None
     client.post(url)
     assert set(cloud.template.refs.values_list("state", flat=True)) <= {RefState.DESTROYING, RefState.DESTROYED}
+
+
+def test_a_deleted_item_comes_back_from_the_trash_by_its_button(cloud, sign_in):
+    client, item = sign_in("storage-admin"), f"/items/template/{cloud.template.uuid}/"
+    assert "No template waits" in text(client.get("/items/template/deleted/"))
+    client.post(f"{item}delete/")
+    items.finish_deletes()
+    listed = text(client.get("/items/template/deleted/"))
+    assert "debian" in listed
+    assert f'action="{item}undelete/"' in listed
+    assert "undelete" not in text(sign_in("viewer").get("/items/template/deleted/"))
+    done = text(sign_in("storage-admin").post(f"{item}undelete/", follow=True))
+    assert "debian is back on nfs-east, nfs-west." in done
+    cloud.template.refresh_from_db()
+    assert cloud.template.removed is None
 
 
 def test_the_item_page_links_to_content_that_can_be_read(cloud, sign_in):

@@ -465,6 +465,21 @@ def test_files_of_a_store_that_was_added_again_are_not_deleted(filled, store, ad
     assert (row.state, row.files_deleted) == (DecommissionState.IN_TRASH, 4)
 
 
+def test_not_one_more_file_goes_once_the_store_was_added_again(filled, store, admin, monkeypatch):
+    row = retire(store, admin)
+    decommission.delete_files(actor=admin, row=row, confirm="nfs-east")
+
+    def add_again(seam: str) -> None:
+        if seam == "retire.file-in-trash":
+            ImageStore.objects.filter(pk=store.pk).update(state=StoreState.ATTACHED, removed=None)
+
+    monkeypatch.setattr(decommission, "reach", add_again)
+    tasks.delete_retired_files(row.pk)
+    row.refresh_from_db()
+    assert "added to the cloud again" in row.note
+    assert len([path for path in (filled.folder("east") / ".cs-trash").rglob("*") if path.is_file()]) == 1
+
+
 def test_clock_wakes_what_waits_for_nobody(store, admin, monkeypatch):
     woken = []
     monkeypatch.setattr(decommission, "wake", lambda task, number: woken.append((task, number)))

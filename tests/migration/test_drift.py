@@ -152,6 +152,21 @@ def test_checks_are_scheduled_once_a_day_within_the_budget(settings, tmp_path):
     assert [row.mode for row in Verification.objects.order_by("pk")[2:]] == ["listing"]
 
 
+def test_a_check_begins_once_where_the_clocks_of_two_workers_coincide(settings, monkeypatch):
+    store = factories.make_store("Memory", name="objects")
+    factories.make_volume([store], size=5000, proof=Proof.VERIFIED)
+    make_stores_older()
+    begin = verify._begin_daily
+
+    def behind_a_rival(*given: object) -> None:
+        begin(*given)
+        begin(*given)
+
+    monkeypatch.setattr(verify, "_begin_daily", behind_a_rival)
+    verify.schedule_drift_checks()
+    assert sorted(Verification.objects.values_list("mode", flat=True)) == ["content", "listing"]
+
+
 def test_all_is_read_once_when_a_rebuild_has_adopted_something(settings):
     settings.REHASH_BYTES_PER_DAY = 0
     store = factories.make_store("Memory", name="objects")

@@ -34,7 +34,7 @@ from stores.models import (
 from stores.services import holds, items, transfers
 from stores.services.image_stores import driver_for
 from stores.services.transfers import Job, Lease, planning
-from stores.states import Proof, RefState, TransferState
+from stores.states import Proof, RefState, StoreState, TransferState
 from stores.worker import Pump, open_batches
 from tests import factories
 from tests.fakes.faulty import FAULTS, faults_at
@@ -387,6 +387,34 @@ def test_retry_gives_up_what_was_deleted(cloud, operator):
     KINDS[Kind.VOLUME].ref.objects.filter(store=cloud.objects).update(state=RefState.DESTROYED)
     assert transfers.retry(actor=operator, transfers=Transfer.objects.all(), target="test") == 4
     assert set(Transfer.objects.filter(kind=Kind.VOLUME).values_list("state", flat=True)) == {TransferState.CANCELLED}
+
+
+def test_nothing_is_asked_of_a_store_that_is_away(cloud, operator):
+    cloud.fill()
+    for state in (StoreState.DETACHED, StoreState.REMOVED):
+        ImageStore.objects.filter(pk=cloud.nfs["west"].pk).update(state=state)
+        store = ImageStore.objects.get(pk=cloud.nfs["west"].pk)
+        with pytest.raises(Conflict, match=f"nfs-west is {state}") as refused:
+            transfers.ensure(actor=operator, kind=Kind.VOLUME, item=cloud.volumes[0], store=store)
+        assert refused.value.field == "store"
+    assert not Transfer.objects.exists()
+
+
+def test_what_failed_is_over_once_another_transfer_has_brought_the_item(cloud, operator):
+    cloud.fill()
+    cloud.batch()
+    for job in cloud.claim():
+        transfers.fail(job, AccessDenied("no"))
+    failed = Transfer.objects.get(kind=Kind.VOLUME, item_id=cloud.volumes[0].pk)
+    Transfer.objects.filter(kind=Kind.VOLUME).exclude(pk=failed.pk).delete()
+    again = cloud.batch()
+    Transfer.objects.exclude(batch=again).filter(kind=Kind.VOLUME).update(priority=transfers.ON_DEMAND)
+    pump(cloud)
+    tasks.keep_house()
+    failed.refresh_from_db()
+    assert failed.state == TransferState.CANCELLED
+    others = Transfer.objects.filter(kind=Kind.VOLUME).exclude(pk=failed.pk)
+    assert set(others.values_list("state", flat=True)) == {TransferState.PROVEN}
 
 
 def test_staging_copy_that_failed_can_be_retried_to_its_end(cloud, operator):

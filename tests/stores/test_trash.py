@@ -66,7 +66,7 @@ def test_deleted_template_comes_back_with_its_name_zones_and_bytes(export, admin
     zones = set(TemplateZoneRef.objects.filter(template=template, removed=None).values_list("zone", flat=True))
     delete(admin, Kind.TEMPLATE, template)
     assert list(driver_for(export).list()) == []
-    assert undeletable(Kind.TEMPLATE) == [template]
+    assert list(undeletable(Kind.TEMPLATE)) == [template]
     with pytest.raises(Denied):
         undelete_item(actor=operator, kind=Kind.TEMPLATE, item=template)
     assert undelete_item(actor=admin, kind=Kind.TEMPLATE, item=template) == [export.name]
@@ -75,7 +75,7 @@ def test_deleted_template_comes_back_with_its_name_zones_and_bytes(export, admin
     assert {(found.key, found.size) for found in driver_for(export).list()} == before
     assert set(TemplateZoneRef.objects.filter(template=template, removed=None).values_list("zone", flat=True)) == zones
     assert read(admin, Kind.TEMPLATE, template, f"{template.uuid}.qcow2") == content("web")
-    assert undeletable(Kind.TEMPLATE) == []
+    assert list(undeletable(Kind.TEMPLATE)) == []
     assert AuditEvent.objects.get(action="template.undelete", outcome="done").details["name"] == "web"
     with pytest.raises(Conflict, match="not deleted"):
         undelete_item(actor=admin, kind=Kind.TEMPLATE, item=template)

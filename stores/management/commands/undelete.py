@@ -13,6 +13,8 @@ from cloudstorage.errors import Missing
 from stores.models import KINDS, Kind
 from stores.services.undelete import undeletable, undelete_item
 
+_SHOWN = 100
+
 
 class Command(ServiceCommand):
     help = "Bring a deleted item back while its bytes wait in the trash of an NFS export; without an item, list what can be."
@@ -24,7 +26,7 @@ class Command(ServiceCommand):
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
         kind = Kind(options["kind"])
         if options["item"] is None:
-            found = undeletable(kind)
+            found = undeletable(kind).order_by("-removed", "-pk")[:_SHOWN]
             if self.as_json:
                 self.say("", {"items": [{"id": item.uuid, "name": item.name, "deleted": item.removed} for item in found]})
             else:

@@ -17,6 +17,7 @@ from stores.services.transfers.leases import Lease, claim, expire_leases, releas
 from stores.services.transfers.planning import (
     Wanted,
     cancel_batch,
+    cancel_overtaken,
     ensure,
     handled,
     plan_batch,
@@ -37,6 +38,7 @@ __all__ = [
     "Wanted",
     "cancel_batch",
     "cancel_live",
+    "cancel_overtaken",
     "cancel_unattached",
     "claim",
     "end_sweep",

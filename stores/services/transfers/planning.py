@@ -41,6 +41,9 @@ def ensure(*, actor: Actor, kind: Kind, item: Item, store: ImageStore | None = N
     """
     with audited(actor, ActorRole.OPERATOR, "transfer.ensure", f"{kind}:{item.uuid}"):
         store = store or _region_store()
+        if store.state != StoreState.ATTACHED:
+            message = f"{store.name} is {store.state}: nothing is copied to it."
+            raise Conflict(message, remedy="Name a store that is in use, or none for the object store.", field="store")
         chain = _chain_of(kind, item)
         via = _attached_region_store() if store.role == Role.IMAGE_CACHE else None
         before: Transfer | None = None
@@ -397,6 +400,17 @@ def _choose_other_sources(ids: Sequence[int]) -> None:
                 row.source_id, row.source_ref_id = usable[0]
                 changed.append(row)
         Transfer.objects.bulk_update(changed, ["source", "source_ref_id"], batch_size=500)
+
+
+def cancel_overtaken() -> int:
+    """Cancel what failed to bring an item to where another transfer has brought it since: nobody need look at it any more."""
+    failed = Transfer.objects.filter(state=TransferState.FAILED)
+    if not failed.exists():
+        return 0
+    overtaken = Q(pk__in=[])
+    for kind, models in KINDS.items():
+        overtaken |= Q(Exists(models.ref.objects.filter(pk=OuterRef("target_ref_id"), state__in=READABLE)), kind=kind)
+    return cancel_live(failed.filter(overtaken))
 
 
 def cancel_batch(batch_id: int) -> int:
