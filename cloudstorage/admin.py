@@ -20,6 +20,7 @@ from cloudstorage.console.pages import action, actor_of, entry, keyset, page, re
 from cloudstorage.console.site import ReadOnlyAdmin
 from cloudstorage.errors import Invalid, ServiceError
 from cloudstorage.models import ApiToken, AuditEvent
+from cloudstorage.templatetags.console import clock
 
 User = get_user_model()
 
@@ -35,16 +36,19 @@ class UserAdmin(ReadOnlyAdmin):
     """People and their roles, to look at; `user_add` and the page of the same name make new ones."""
 
     role = ActorRole.STORAGE_ADMIN
-    list_display = ("username", "roles", "is_active", "last_login")
+    list_display = ("username", "roles", "is_active", "signed_in")
     list_filter = ("is_active", "groups")
     search_fields = ("username",)
-    fields = ("username", "groups", "is_active", "is_superuser", "last_login", "date_joined")
     change_list_template = "console/users.html"
 
     @admin.display(description="roles")
     def roles(self, user: Any) -> str:
         names = sorted(group.name for group in user.groups.all())
         return ", ".join(names + ["superuser"] * user.is_superuser) or "none"
+
+    @admin.display(description="last sign-in", ordering="last_login")
+    def signed_in(self, user: Any) -> str:
+        return clock(user.last_login)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).prefetch_related("groups")

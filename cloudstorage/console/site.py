@@ -91,6 +91,12 @@ class ReadOnlyAdmin(_ModelAdmin):
     role = ActorRole.VIEWER
     actions = None
     show_facets = ShowFacets.NEVER
+    list_display_links = None
+    change_list_template = "console/changelist.html"
+
+    def get_urls(self) -> list[Any]:
+        """The list alone: there is nothing to add, change or delete, and the list shows all that there is to see."""
+        return [url for url in super().get_urls() if str(url.name).endswith("_changelist")]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list under its own name, since there is nothing to select for a change."""

@@ -10,8 +10,7 @@ from tests.console.conftest import ROLES
 
 pytestmark = pytest.mark.db
 
-REDIRECTS = {"auth/user/<path:object_id>/", "stores/zone/<path:object_id>/", "stores/account/<path:object_id>/"}
-STATUS = {"drain_live": 286, "review": 404, "app_list": 303} | dict.fromkeys(REDIRECTS, 302)
+STATUS = {"drain_live": 286, "review": 404, "app_list": 303}
 """What a page answers that is not 200: the live part stops polling, and after a conversion there is nothing to review."""
 REFUSED = {403, 404, 405}
 
