@@ -49,15 +49,15 @@ log = logging.getLogger(__name__)
 STUCK_SECONDS = 30.0
 """Without any progress for so long, a copy is stuck: its slot is given to others and its store is not claimed for."""
 
-_AHEAD = 8
-"""Times its slots: so much a pump claims ahead at most, while it ends as many in a second."""
+_AHEAD = 16
+"""Times its slots: so much a pump claims ahead at most, while it ends as many in two seconds."""
 _AHEAD_SECONDS = 5.0
 """What was claimed ahead and could not begin for so long is given back: others could take it."""
 _STEER_SECONDS = 1.0
 _CLAIM_SECONDS = 0.5
 _IDLE_SECONDS = 0.3
 _PARTS_SECONDS = 5.0
-_TURN_SECONDS = 0.02
+_TURN_SECONDS = 0.1
 _LOOK_SECONDS = 0.1
 _MAX_STUCK = 32
 
@@ -203,7 +203,9 @@ class Pump:
         self.worker_id = worker_id
         self.number = os.getpid()
         self.slots = slots
-        self.events: queue.Queue[_Event] = queue.Queue()
+        self.events: queue.Queue[_Event | None] = queue.Queue()
+        """What copying threads ask for; None: a slot is free, or so many copies have ended that they are worth a turn."""
+        self._nudged = False
         self._stop = stop
         self._patience = patience
         self._awaits_canary = False
@@ -295,12 +297,12 @@ class Pump:
     # --- starting ------------------------------------------------------------------------------------------------------
 
     def _claim(self) -> int:
-        """Claim what fills the free slots, and ahead of need about what ends in a second: so small items cost few statements."""
+        """Claim what fills the free slots, and ahead of need what ends in about two seconds: small items cost few statements."""
         stuck = self._stuck()
         if len(stuck) >= _MAX_STUCK:
             return 0
         free = max(0, self._free_slots())
-        pace = min(_AHEAD * self.slots, max(self._ended_now, self._ended_before))
+        pace = min(_AHEAD * self.slots, 2 * max(self._ended_now, self._ended_before))
         ahead = max(0, pace - len(self._waiting))
         now = time.monotonic()
         enough = (self.slots + pace) // 2 or 1
@@ -427,6 +429,9 @@ class Pump:
                 running.ended = True
                 following = None if isinstance(outcome, Exception) else self._heir(running)
             self._ended.put((running.job, outcome))
+            if not self._nudged and (following is None or self._worth_ending()):
+                self._nudged = True
+                self.events.put(None)
 
     def _heir(self, ended: _Running) -> _Running | None:
         """What may begin on the seat and in the slot of a copy that ended well, marked as begun; between the same stores, whose
@@ -478,6 +483,9 @@ class Pump:
             event = self.events.get(timeout=timeout) if timeout else self.events.get_nowait()
         except queue.Empty:
             return
+        if event is None:
+            self._nudged = False
+            return
         try:
             event.write()
         except (OperationalError, InterfaceError):
@@ -524,7 +532,8 @@ class Pump:
     def _split_limits(self, batches: Mapping[int, TransferBatch], ours: _Busy) -> None:
         """Give each throttle of ours its part of the limit, as what we copy is to what all workers copy."""
         read_limits = dict(ImageStore.objects.filter(pk__in=ours.stores).values_list("pk", "read_limit"))
-        busy = _busy(batches, read_limits)
+        limited = any(read_limits.values()) or any(batch.bandwidth for batch in batches.values())
+        busy = _busy(batches, read_limits) if limited else ours
         for pk, batch in batches.items():
             if ours.batches[pk]:
                 share = ours.batches[pk] / max(1, busy.batches[pk])
@@ -536,7 +545,9 @@ class Pump:
     def _tell(self) -> None:
         """Let the supervisor and the other pumps see that this one is at work."""
         Worker.objects.filter(pk=self.worker_id).update(pumped=Now())
-        Claimer.objects.update_or_create(worker_id=self.worker_id, number=self.number, defaults={"seen": Now()})
+        known = Claimer.objects.filter(worker_id=self.worker_id, number=self.number)
+        if not known.update(seen=Now()):
+            Claimer.objects.update_or_create(worker_id=self.worker_id, number=self.number, defaults={"seen": Now()})
 
     def _renew(self) -> None:
         started = time.monotonic()
