@@ -1,7 +1,8 @@
-"""A real mount point (bindfs) that can be taken away, broken or made to hang in the middle of a copy, as NFS can."""
+"""A real mount point (bindfs) that can be taken away, broken or made to hang in the middle of a copy, as NFS can; and a disk that fills up."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from pathlib import Path
 from typing import Self
@@ -79,3 +80,31 @@ class BindMount:
 
     def __exit__(self, *_: object) -> None:
         self.unmount()
+
+
+class SmallDisk:
+    """A file system in memory that can be full."""
+
+    def __init__(self, mountpoint: Path, *, size: int) -> None:
+        self.mountpoint = mountpoint.resolve()
+        self._size = size
+        self._filling = self.mountpoint / "filling"
+
+    def fill(self) -> None:
+        """To the last byte."""
+        block = bytes(1 << 16)
+        with self._filling.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(block)
+
+    def make_room(self) -> None:
+        self._filling.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        self.mountpoint.mkdir(parents=True, exist_ok=True)
+        options = f"size={self._size},mode=0711"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.mountpoint)], check=True, capture_output=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "-l", str(self.mountpoint)], check=True, capture_output=True)
