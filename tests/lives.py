@@ -5,6 +5,7 @@ Run as `python -m tests.lives <step> <JSON>`; DATABASE_URL and CLOUDSTORAGE_* sa
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -27,7 +28,8 @@ def main() -> None:
 
 
 def first(folder: str, zones: list[str], target: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
-    """Adopt, convert, drain, delete, register: everything that a second life must find as it was."""
+    """Adopt, convert, go half-way and home again, convert once more, drain, delete, commit, retire an export, register: everything
+    that a second life must find as it was."""
     migrate()
     from cloudstorage.actors import cli_actor
     from stores.models import KINDS, ImageStore, Kind, Snapshot, Template, Volume
@@ -46,6 +48,7 @@ def first(folder: str, zones: list[str], target: dict[str, Any], numbers: dict[s
     entry = {"account_id": template.account_id, "id": template.upstream_id, "name": CATALOGUE_NAME, "featured": True}
     accounts = [{"id": template.account_id, "name": "the owners"}]
     scan_store(actor=actor, store=ImageStore.objects.earliest("pk"), catalogue={"accounts": accounts, "templates": [entry]})
+    home = half_way_and_home(target)
     drain(target)
     parent = Snapshot.objects.filter(children__isnull=False).earliest("pk")
     items.delete_item(actor=actor, kind=Kind.SNAPSHOT, item=parent)
@@ -59,6 +62,7 @@ def first(folder: str, zones: list[str], target: dict[str, Any], numbers: dict[s
     for _ in range(3):
         KINDS[Kind.SNAPSHOT].ref.objects.filter(store=store).update(journalled=False)
         assert journal.write(store)
+    retired = retire(Path(folder) / zones[0])
     known = rows()
     late = uploads.register_upload(
         actor=actor,
@@ -73,7 +77,8 @@ def first(folder: str, zones: list[str], target: dict[str, Any], numbers: dict[s
     from cloudstorage.models import Installation
 
     cloud = str(Installation.get().uuid)
-    return {"rows": known, "cloud": cloud, "late": str(late.item.uuid), "hidden": str(parent.uuid), "gone": str(gone.uuid)}
+    told = {"late": str(late.item.uuid), "hidden": str(parent.uuid), "gone": str(gone.uuid)}
+    return {"rows": known, "cloud": cloud, "home": home, "retired": retired, **told}
 
 
 def migrate() -> None:
@@ -82,21 +87,116 @@ def migrate() -> None:
     call_command("migrate", verbosity=0)
 
 
+def a_worker() -> int:
+    """A row of one that reaches every store there is."""
+    from stores.models import ImageStore, Worker, WorkerReach
+
+    worker = Worker.objects.create(hostname="here", pid=os.getpid())
+    for store in ImageStore.objects.all():
+        WorkerReach.objects.create(worker=worker, store=store, ok=True)
+    return int(worker.pk)
+
+
+def half_way_and_home(target: dict[str, Any]) -> dict[str, Any]:
+    """Convert, drain half, let one item be born and one be born and deleted, and roll back."""
+    from cloudstorage.actors import cli_actor
+    from migration import conversion, rollback
+    from migration import drain as drains
+    from stores.models import Kind, Transfer, Zone
+    from stores.services import items
+    from stores.worker import Pump
+
+    actor = cli_actor()
+    before = contents()
+    converted = conversion.convert(actor=actor, name="objects", override=["preflight-absent"], **target)
+    worker = a_worker()
+    promised = sum(converted.counts["promised"].values())
+    row = drains.plan(actor=actor, conversion=converted, canary_items=promised // 4, concurrency=4)
+    drains.start(actor=actor, drain=row)
+    Pump(worker, slots=4).run()
+    proven = Transfer.objects.filter(state="Proven").count()
+    zone = Zone.objects.earliest("pk")
+    born, doomed = register("born", zone).item, register("doomed", zone).item
+    items.delete_item(actor=actor, kind=Kind.VOLUME, item=doomed)
+    meanwhile = contents()
+    plan = rollback.plan_rollback(actor=actor, conversion=converted)
+    going = rollback.start(actor=actor, conversion=converted)
+    for _ in range(20):
+        if rollback.progress(going).state != "RollingBack":
+            break
+        Pump(worker, slots=4).run()
+        rollback.advance(going)
+    converted.refresh_from_db()
+    objects = converted.object_store
+    after = contents()
+    return {
+        "share": [proven, promised],
+        "home": {kind: entry["items"] for kind, entry in plan.home.items() if entry["items"]},
+        "state": [converted.state, type(objects).objects.get(pk=objects.pk).state],
+        "readable_throughout": before.items() <= meanwhile.items() and after == meanwhile,
+        "born": [key.split()[0] == str(born.uuid) for key in after.keys() - before.keys()],
+    }
+
+
+def contents() -> dict[str, str]:
+    """SHA-256 of what everybody is given of each file of each item."""
+    from cloudstorage.actors import cli_actor
+    from stores.models import KINDS
+    from stores.services.inventory import open_content, relative_name
+
+    found: dict[str, str] = {}
+    for kind, models in KINDS.items():
+        for ref in models.ref.objects.filter(state="Ready").select_related("item").prefetch_related("files"):
+            for name in {relative_name(ref.install_path, file.path) for file in ref.files.all()}:
+                digest = hashlib.sha256()
+                with open_content(actor=cli_actor(), kind=kind, item=ref.item, path=name or None) as content:
+                    for block in content.chunks():
+                        digest.update(block)
+                found[f"{ref.item.uuid} {name}"] = digest.hexdigest()
+    return found
+
+
+def retire(export: Path) -> dict[str, Any]:
+    """Commit, and retire the export in front of a sceptic who hashes its files himself."""
+    from cloudstorage.actors import cli_actor
+    from migration import commit, decommission, report, tasks, verify
+    from migration.models import Conversion, Verification
+    from stores.models import ImageStore
+
+    actor = cli_actor()
+    for check in Verification.objects.exclude(state="Finished"):
+        verify.run(check)
+    commit.commit(actor=actor, conversion=Conversion.objects.latest("pk"))
+    store = ImageStore.objects.get(name=f"nfs-{export.name}")
+    row = decommission.begin(actor=actor, store=store)
+    tasks.run_verification(row.verification_id)
+    row.refresh_from_db()
+    if row.state == "Waiting":
+        decommission.acknowledge(actor=actor, row=row, count=row.unknown_count, digest=row.unknown_digest)
+        tasks.run_verification(row.verification_id)
+        row.refresh_from_db()
+    state = row.state
+    lines = json.loads("".join(report.stream(row, "json")))["items"]
+    read = {line["original"]: hashlib.sha256((export / line["original"]).read_bytes()).hexdigest() for line in lines}
+    wrong = [line["original"] for line in lines if read[line["original"]] != line["sha256"]]
+    decommission.delete_files(actor=actor, row=row, confirm=store.name)
+    tasks.delete_retired_files(row.pk)
+    left = [path for path in read if (export / path).exists()]
+    return {"state": state, "note": row.note, "files": len(lines), "wrong": wrong, "left": left}
+
+
 def drain(target: dict[str, Any]) -> None:
     from cloudstorage.actors import cli_actor
     from migration import conversion, drain
     from migration.states import DrainState
-    from stores.models import ImageStore, Worker, WorkerReach
     from stores.worker import Pump
 
     actor = cli_actor()
     converted = conversion.convert(actor=actor, name="objects", override=["preflight-absent"], **target)
-    worker = Worker.objects.create(hostname="here", pid=os.getpid())
-    for store in ImageStore.objects.all():
-        WorkerReach.objects.create(worker=worker, store=store, ok=True)
+    worker = a_worker()
     row = drain.start(actor=actor, drain=drain.plan(actor=actor, conversion=converted, canary_items=2, concurrency=4))
     for _ in range(100):
-        Pump(worker.pk, slots=4).run()
+        Pump(worker, slots=4).run()
         drain.advance(row)
         row.refresh_from_db()
         if row.state in {DrainState.FINISHED, DrainState.PAUSED}:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import uuid
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +18,6 @@ from stores.models import Volume
 from stores.services.image_stores import driver_for
 from stores.states import Proof
 from tests import factories
-from tests.drivers.s3_cases import details_of, new_bucket
 from tests.fakes import memory
 from tests.servers.process import REPOSITORY
 
@@ -181,77 +177,3 @@ def test_nothing_is_written_off_while_a_store_does_not_answer(restored, admin):
 def test_only_an_administrator_restores(restored, operator):
     with pytest.raises(Denied):
         recovery.reconcile(actor=operator)
-
-
-# --- the worst day -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(tmp_path):
-    def start(database: str, life: str, step: str, die_at: str = "", **told: Any) -> dict[str, Any]:
-        folder = tmp_path / life
-        folder.mkdir(exist_ok=True)
-        environment = {
-            "DATABASE_URL": database,
-            "CLOUDSTORAGE_DATA_DIR": str(folder),
-            "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
-            "CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK": "true",
-            "CLOUDSTORAGE_QUEUE_MUTED": "true",
-            "CLOUDSTORAGE_LOG_LEVEL": "WARNING",
-            "CLOUDSTORAGE_CRASH_AT": die_at,
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.lives", step, json.dumps(told)],
-            check=False,
-            env=os.environ | environment,
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == (-9 if die_at else 0), done.stderr[-5000:]
-        return {} if die_at else json.loads(done.stdout.splitlines()[-1])
-
-    return start
-
-
-@pytest.mark.live
-@pytest.mark.parametrize(("source", "target"), [("sqlite", "postgres"), ("postgres", "sqlite")])
-def test_an_older_backup_comes_back_in_line_with_its_stores(request, run, tmp_path, moto_server, source, target):
-    """Restored on the other database each time: so both are written and read, and the format hides neither."""
-    server = request.getfixturevalue("postgres_server")
-
-    def database(kind: str, life: str) -> str:
-        if kind == "postgres":
-            return server.create_database(f"backup_{life}_{uuid.uuid4().hex[:8]}")
-        return f"sqlite:///{tmp_path / life}.sqlite3"
-
-    store = {"provider": "S3", "url": "", "details": details_of(moto_server, new_bucket(moto_server))}
-    file = str(tmp_path / "cloud.backup")
-    old = run(database(source, "old"), "old", "before", folder=str(tmp_path), target=store, file=file)
-    place = database(target, "new")
-    if target == "sqlite":
-        for death in ("restore.ring-placed", "restore.before-commit", "restore.loaded"):
-            run(place, "new", "after", die_at=death, file=file, late=old["late"])
-    new = run(place, "new", "after", file=file, late=old["late"])
-
-    assert old["written_meanwhile"] > 5
-    zones, accounts = new["pairs"]
-    assert zones == accounts, "the backup is not of one moment"
-    assert new["secret"]
-    assert len(new["refused"]) == 1
-    assert "Nothing can be changed now" in new["refused"][0]
-    assert (new["pumped"], new["kept"], new["late_changed_nothing"]) == (0, [], True)
-
-    opened, stores = new["reconciled"]
-    assert opened, stores
-    assert new["volumes"] == old["volumes"]
-    assert old["gone"] not in new["volumes"]
-    assert new["states"][old["born"]] == ["Ready", "adopted"]
-    assert {tuple(state) for name, state in new["states"].items() if name != old["born"]} == {
-        ("Ready", "attested"),
-        ("Promised", ""),
-    }
-    assert new["counts_wrong"] == 0
-    assert new["drain"] == ["Finished", "Every item is proven."]
-    assert new["first_new_id"] > 10**12

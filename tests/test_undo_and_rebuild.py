@@ -1,4 +1,9 @@
-"""The database is lost: a new one is rebuilt from the object store alone, and compared row by row with the old one."""
+"""Undo, retire, and the worst day, on real servers: half-way and home again, an export retired, then the database is lost and
+rebuilt from the object store alone, row by row, or restored from an older backup.
+
+What each step refuses and survives is tested beside it: tests/migration (commit, roll-back, retirement, drift), tests/test_backup.py,
+and tests/crash for deaths at every checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +50,7 @@ def run(tmp_path) -> Run:
             "CLOUDSTORAGE_DATA_DIR": str(folder),
             "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
             "CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK": "true",
+            "CLOUDSTORAGE_DIRECT_HYPERVISORS": "KVM,XenServer,VMware,Hyperv,Ovm",
             "CLOUDSTORAGE_QUEUE_MUTED": "true",
             "CLOUDSTORAGE_LOG_LEVEL": "WARNING",
             "CLOUDSTORAGE_CRASH_AT": die_at,
@@ -81,6 +87,15 @@ def test_all_rows_come_back_from_the_store_alone_when_the_database_is_lost(
     subprocess.run(["cp", "-a", "--reflink=auto", str(region.root), str(copy)], check=True)
 
     first = run(urls[0], "one", "first", folder=str(copy), zones=sorted(region.zones), target=target, numbers={"template": 201})
+    home = first["home"]
+    proven, promised = home["share"]
+    assert 0 < proven < promised
+    assert home["state"] == ["RolledBack", "Detached"]
+    assert (home["home"], home["born"], home["readable_throughout"]) == ({"volume": 1}, [True], True)
+    retired = first["retired"]
+    assert (retired["state"], retired["wrong"], retired["left"]) == ("Retired", [], []), retired["note"]
+    assert retired["files"] > 5
+
     if provider == "S3":
         run(urls[0], "one", "compact", die_at="journal.merged")
         assert run(urls[0], "one", "compact")["merged"] > 0
@@ -113,3 +128,44 @@ def test_all_rows_come_back_from_the_store_alone_when_the_database_is_lost(
     assert second["after"].pop(first["hidden"]) == ["Hidden", "read-back", "read-back"]
     assert second["after"].pop(late) == ["Ready", "adopted", "adopted"], "nobody had told the hash of these bytes"
     assert set(map(tuple, second["after"].values())) == {("Ready", "read-back", "read-back")}
+
+
+@pytest.mark.parametrize(("source", "target"), [("sqlite", "postgres"), ("postgres", "sqlite")])
+def test_an_older_backup_comes_back_in_line_with_its_stores(request, run, tmp_path, moto_server, source, target):
+    """Restored on the other database each time: so both are written and read, and the format hides neither."""
+    server = request.getfixturevalue("postgres_server")
+
+    def database(kind: str, life: str) -> str:
+        if kind == "postgres":
+            return server.create_database(f"backup_{life}_{uuid.uuid4().hex[:8]}")
+        return f"sqlite:///{tmp_path / life}.sqlite3"
+
+    store = {"provider": "S3", "url": "", "details": details_of(moto_server, new_bucket(moto_server))}
+    file = str(tmp_path / "cloud.backup")
+    old = run(database(source, "old"), "old", "before", folder=str(tmp_path), target=store, file=file)
+    place = database(target, "new")
+    if target == "sqlite":
+        for death in ("restore.ring-placed", "restore.before-commit", "restore.loaded"):
+            run(place, "new", "after", die_at=death, file=file, late=old["late"])
+    new = run(place, "new", "after", file=file, late=old["late"])
+
+    assert old["written_meanwhile"] > 5
+    zones, accounts = new["pairs"]
+    assert zones == accounts, "the backup is not of one moment"
+    assert new["secret"]
+    assert len(new["refused"]) == 1
+    assert "Nothing can be changed now" in new["refused"][0]
+    assert (new["pumped"], new["kept"], new["late_changed_nothing"]) == (0, [], True)
+
+    opened, stores = new["reconciled"]
+    assert opened, stores
+    assert new["volumes"] == old["volumes"]
+    assert old["gone"] not in new["volumes"]
+    assert new["states"][old["born"]] == ["Ready", "adopted"]
+    assert {tuple(state) for name, state in new["states"].items() if name != old["born"]} == {
+        ("Ready", "attested"),
+        ("Promised", ""),
+    }
+    assert new["counts_wrong"] == 0
+    assert new["drain"] == ["Finished", "Every item is proven."]
+    assert new["first_new_id"] > 10**12
