@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.core.exceptions import EmptyResultSet
-from django.db import DatabaseError, IntegrityError, OperationalError, connection, models, transaction
-from django.db.models import Count, Exists, F, Max, OuterRef, QuerySet, Sum, Value
+from django.db import DatabaseError, IntegrityError, OperationalError, connection, transaction
+from django.db.models import Count, Exists, F, Max, OuterRef, QuerySet, Sum
 from django.utils import timezone
 
 from cloudstorage import audit, checkpoints
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
 from cloudstorage.errors import Blocked, Busy, Conflict
+from cloudstorage.inserting import insert_select
 from migration import standstill, verify
 from migration.findings import READABLE, Finding, details_digest, fingerprint, known_findings, nfs_stores, reachable
 from migration.models import Conversion, ConversionStore, Preflight, Verification
@@ -439,7 +439,7 @@ def _promise(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: 
     missing = _readable(kind, stores).filter(~_is_on(kind, target))
     items = missing.values("item_id").annotate(content=Max("size")).order_by("item_id")
     values = {"item": F("item_id"), "store": target.pk, "state": RefState.PROMISED, "size": F("content")}
-    return _insert_select(KINDS[kind].ref, items, values | {"created": now, "updated": now})
+    return insert_select(KINDS[kind].ref, items, values | {"created": now, "updated": now})
 
 
 def _show_in_all_zones(conversion: Conversion, store: ImageStore, now: datetime) -> int:
@@ -450,41 +450,5 @@ def _show_in_all_zones(conversion: Conversion, store: ImageStore, now: datetime)
         hidden = there.filter(~Exists(shown)).order_by()
         values = {"zone": zone.pk, "template": F("item_id"), "created": now, "added_by": conversion.uuid}
         # Somebody may show a template in the zone at the same moment; then it is shown, which is all that is wanted.
-        added += _insert_select(TemplateZoneRef, hidden, values, or_nothing=True)
+        added += insert_select(TemplateZoneRef, hidden, values, or_nothing=True)
     return added
-
-
-def _insert_select(
-    model: type[models.Model], source: QuerySet[Any], values: Mapping[str, object], *, or_nothing: bool = False
-) -> int:
-    """INSERT ... SELECT, which the ORM lacks: one row of `model` for each of `source`; returns how many.
-
-    `values` maps fields to constants or expressions over the source; fields left out get their default.
-    """
-    columns: list[str] = []
-    chosen: dict[str, Any] = {}
-    for field in model._meta.concrete_fields:  # noqa: SLF001 - Django documents it
-        value = values.get(field.name, field.get_default())
-        if field.primary_key or value is None:
-            continue
-        columns.append(connection.ops.quote_name(str(field.column)))
-        chosen[f"column_{field.name}"] = value if isinstance(value, F) else Value(value, output_field=_plain(field))
-    query = source.annotate(**chosen).values_list(*chosen).query
-    try:
-        sql, params = query.get_compiler(connection=connection).as_sql()
-    except EmptyResultSet:  # no store, so no row
-        return 0
-    ending = " ON CONFLICT DO NOTHING" if or_nothing else ""
-    table = connection.ops.quote_name(_table(model))
-    with connection.cursor() as cursor:
-        cursor.execute(f"INSERT INTO {table} ({', '.join(columns)}) {sql}{ending}", params)
-        return int(cursor.rowcount)
-
-
-def _table(model: type[models.Model]) -> str:
-    return model._meta.db_table  # noqa: SLF001 - Django documents it
-
-
-def _plain(field: models.Field[Any, Any]) -> models.Field[Any, Any]:
-    """A foreign key's constant is a plain number to the database."""
-    return models.BigIntegerField() if field.is_relation else field

@@ -363,16 +363,19 @@ def test_retry_leaves_out_what_another_transfer_brings_or_has_brought(cloud, ope
 
 def test_copy_of_what_was_deleted_while_it_was_planned_is_cancelled(cloud, admin, monkeypatch):
     cloud.fill()
-    asked = planning._source_refs
+    insert = planning.insert_select
 
-    def deleted_after(model: object, *args: object) -> object:
-        answer = asked(model, *args)
-        for volume in Volume.objects.filter(removed=None) if model is KINDS[Kind.VOLUME].ref else ():
+    def deleted_between_reading_and_writing(*args: object, **kwargs: object) -> int:
+        count = insert(*args, **kwargs)
+        late = list(Transfer.objects.filter(kind=Kind.VOLUME))
+        Transfer.objects.filter(kind=Kind.VOLUME).delete()
+        for volume in Volume.objects.filter(removed=None) if late else ():
             items.delete_item(actor=admin, kind=Kind.VOLUME, item=volume)
         items.finish_deletes()
-        return answer
+        Transfer.objects.bulk_create(late)
+        return count
 
-    monkeypatch.setattr(planning, "_source_refs", deleted_after)
+    monkeypatch.setattr(planning, "insert_select", deleted_between_reading_and_writing)
     cloud.batch()
     pump(cloud)
     assert set(Transfer.objects.filter(kind=Kind.VOLUME).values_list("state", flat=True)) == {TransferState.CANCELLED}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -251,12 +251,12 @@ def fail_descendants(ids: list[int]) -> None:
     """What is Blocked behind a failed parent fails with it, and says why; a retry of the batch brings all back."""
     while ids:
         children = list(Transfer.objects.filter(parent__in=ids, state=TransferState.BLOCKED).values_list("pk", flat=True))
-        fail_behind_parent(children)
+        fail_behind_parent(Transfer.objects.filter(pk__in=children))
         ids = children
 
 
-def fail_behind_parent(ids: Collection[int]) -> None:
-    Transfer.objects.filter(pk__in=ids, state=TransferState.BLOCKED).update(
+def fail_behind_parent(transfers: QuerySet[Transfer]) -> None:
+    transfers.filter(state=TransferState.BLOCKED).update(
         state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.FAIL),
         error_cause="parent-failed",
         error="The parent of this snapshot could not be copied, and a child is of no use without it.",

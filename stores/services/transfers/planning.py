@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Case, CharField, Exists, F, FilteredRelation, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Now
 
 from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.audit import audited, record
 from cloudstorage.errors import Conflict, Missing
+from cloudstorage.inserting import NewUUID, insert_select
 from cloudstorage.queue import wake
 from stores.models import KINDS, ImageStore, Item, Kind, Transfer, TransferBatch
 from stores.services.inventory import readable_copies
 from stores.services.transfers.endings import cancel_live, fail_behind_parent, fail_descendants, fail_without_source
-from stores.services.transfers.jobs import BACKGROUND, GOING, ON_DEMAND, PUMP, READABLE, chunks, slices
+from stores.services.transfers.jobs import BACKGROUND, GOING, ON_DEMAND, PUMP, READABLE, slices
 from stores.states import (
     LIVE_TRANSFER_STATES,
     TRANSFER_TRANSITIONS,
@@ -161,43 +161,40 @@ def handled(batch: TransferBatch) -> Q:
 def plan_batch(batch: TransferBatch, target: ImageStore) -> int:
     """Create a transfer for every promise on `target` that has none under way; returns how many.
 
-    Set-based, one pass per kind; a chain's members are Blocked behind their parent's transfer. The caller owns the transaction.
+    Set-based, one statement per kind and no row in Python; a chain's members are Blocked behind their parent's transfer. What
+    somebody asks for at the same moment is left to that one. The caller owns the transaction.
     """
     planned = 0
     for kind, models in KINDS.items():
-        pending: list[Transfer] = []
-        promised = models.ref.objects.filter(store=target, state=RefState.PROMISED).exclude(
-            item_id__in=Transfer.objects.filter(handled(batch), kind=kind, target=target).values("item_id")
+        copies = models.ref.objects.filter(state__in=READABLE, store__state=StoreState.ATTACHED).exclude(store=target)
+        older = copies.filter(item=OuterRef("item"), pk__lt=OuterRef("pk"))
+        here = Q(item__refs__store=target, item__refs__state=RefState.PROMISED)
+        going = Transfer.objects.filter(handled(batch), kind=kind, target=target, item_id=OuterRef("item_id"))
+        missing = (
+            copies.alias(promise=FilteredRelation("item__refs", condition=here))
+            .filter(~Exists(older), ~Exists(going), promise__isnull=False)
+            .order_by("promise__id")
         )
-        for chunk in chunks(promised.order_by("id").values_list("pk", "item_id"), 2000):
-            item_ids = [item_id for _, item_id in chunk]
-            copies = _source_refs(models.ref, item_ids, target)
-            depths: Mapping[int, int] = {}
-            if kind == Kind.SNAPSHOT:
-                depths = dict(models.item.objects.filter(pk__in=item_ids).values_list("pk", "depth"))
-            for ref_id, item_id in chunk:
-                source = copies.get(item_id)
-                if source is None:
-                    continue
-                depth = depths.get(item_id, 0)
-                pending.append(
-                    Transfer(
-                        kind=kind,
-                        item_id=item_id,
-                        source_id=source[1],
-                        target=target,
-                        source_ref_id=source[0],
-                        target_ref_id=ref_id,
-                        batch=batch,
-                        depth=depth,
-                        priority=BACKGROUND,
-                        state=TransferState.BLOCKED if depth else TransferState.QUEUED,
-                        bytes_total=source[2],
-                    )
-                )
-            Transfer.objects.bulk_create(pending, batch_size=500)
-            planned += len(pending)
-            pending.clear()
+        values: dict[str, object] = {
+            "uuid": NewUUID(),
+            "kind": kind,
+            "item_id": F("item_id"),
+            "source": F("store_id"),
+            "target": target.pk,
+            "source_ref_id": F("pk"),
+            "target_ref_id": F("promise__id"),
+            "batch": batch.pk,
+            "priority": BACKGROUND,
+            "state": TransferState.QUEUED,
+            "next_attempt_at": Now(),
+            "created": Now(),
+            "bytes_total": F("size"),
+        }
+        if kind == Kind.SNAPSHOT:
+            behind = Value(TransferState.BLOCKED, output_field=CharField())
+            free = Value(TransferState.QUEUED, output_field=CharField())
+            values |= {"depth": F("item__depth"), "state": Case(When(item__depth__gt=0, then=behind), default=free)}
+        planned += insert_select(Transfer, missing, values, or_nothing=True)
     _link_parents(target)
     return planned
 
@@ -280,51 +277,28 @@ def _plan_group(batch: TransferBatch, kind: Kind, target_id: int, group: Sequenc
     return len(chosen)
 
 
-def _source_refs(ref_model: Any, item_ids: Collection[int], target: ImageStore) -> dict[int, tuple[int, int, int]]:
-    """Map item -> (ref, store, size) of a readable copy elsewhere, the oldest first."""
-    rows = (
-        ref_model.objects.filter(item_id__in=item_ids, state__in=READABLE, store__state=StoreState.ATTACHED)
-        .exclude(store=target)
-        .order_by("-id")
-        .values_list("item_id", "pk", "store_id", "size")
-    )
-    return {item_id: (ref_id, store_id, size) for item_id, ref_id, store_id, size in rows}
-
-
 def _link_parents(target: ImageStore) -> None:
     """Point each Blocked transfer to its parent's; free those whose parent is on the target already."""
-    snapshots = KINDS[Kind.SNAPSHOT].item.objects
+    snapshots, refs = KINDS[Kind.SNAPSHOT].item.objects, KINDS[Kind.SNAPSHOT].ref.objects
     blocked = Transfer.objects.filter(kind=Kind.SNAPSHOT, target=target, state=TransferState.BLOCKED, parent=None)
-    for chunk in chunks(blocked.order_by("id").values_list("pk", "item_id"), 2000):
-        parent_of = dict(snapshots.filter(pk__in=[item for _, item in chunk]).values_list("pk", "parent_id"))
-        parents = set(parent_of.values())
-        live = dict(
-            Transfer.objects.filter(
-                kind=Kind.SNAPSHOT, target=target, item_id__in=parents, state__in=LIVE_TRANSFER_STATES
-            ).values_list("item_id", "pk")
-        )
-        linked = [Transfer(pk=pk, parent_id=live[parent_of[item]]) for pk, item in chunk if parent_of.get(item) in live]
-        Transfer.objects.bulk_update(linked, ["parent"], batch_size=500)
-        present = set(
-            KINDS[Kind.SNAPSHOT]
-            .ref.objects.filter(store=target, item_id__in=parents, state__in=READABLE)
-            .values_list("item_id", flat=True)
-        )
-        free = [pk for pk, item in chunk if parent_of.get(item) in present or parent_of.get(item) is None]
-        _queue_with_source(Kind.SNAPSHOT, free)
-        handled = {*free, *(row.pk for row in linked)}
-        fail_behind_parent([pk for pk, _ in chunk if pk not in handled])
+    there = refs.filter(pk=OuterRef("target_ref_id"), state__in=READABLE)
+    coming = Transfer.objects.filter(~Exists(there), kind=Kind.SNAPSHOT, target=target, state__in=LIVE_TRANSFER_STATES)
+    parent = snapshots.filter(pk=OuterRef(OuterRef("item_id"))).values("parent_id")
+    blocked.update(parent=Subquery(coming.filter(item_id=Subquery(parent)).values("pk")[:1]))
+    present = refs.filter(item=OuterRef("parent"), store=target, state__in=READABLE)
+    absent_parent = snapshots.filter(~Exists(present), pk=OuterRef("item_id"), parent__isnull=False)
+    _queue_with_source(Kind.SNAPSHOT, blocked.filter(~Exists(absent_parent)))
+    fail_behind_parent(blocked)
 
 
-def _queue_with_source(kind: Kind, ids: Collection[int]) -> None:
+def _queue_with_source(kind: Kind, blocked: QuerySet[Transfer]) -> None:
     """Queue what waits for no parent and whose source can be read; behind the copy that brings the source; or fail it."""
-    blocked = Transfer.objects.filter(pk__in=ids, state=TransferState.BLOCKED)
     readable = KINDS[kind].ref.objects.filter(pk=OuterRef("source_ref_id"), state__in=READABLE)
     free = next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK)
     blocked.filter(Exists(readable)).update(state=free)
     coming = Transfer.objects.filter(kind=kind, target_ref_id=OuterRef("source_ref_id"), state__in=LIVE_TRANSFER_STATES)
     blocked.filter(Exists(coming)).update(parent=Subquery(coming.values("pk")[:1]))
-    fail_without_source(blocked.filter(parent=None))
+    fail_without_source(blocked)
 
 
 def unblock_ready() -> int:
@@ -344,11 +318,10 @@ def _unblock_orphans() -> None:
     orphans = orphans.filter(Q(parent=None) | Q(parent__state=TransferState.CANCELLED))
     for target in ImageStore.objects.filter(pk__in=orphans.values("target")):
         with transaction.atomic():
-            here = list(orphans.filter(target=target).values_list("pk", "kind"))
-            Transfer.objects.filter(pk__in=[pk for pk, _ in here], state=TransferState.BLOCKED).update(parent=None)
+            orphans.filter(target=target).exclude(parent=None).update(parent=None)
             _link_parents(target)
             for kind in set(KINDS) - {Kind.SNAPSHOT}:
-                _queue_with_source(kind, [pk for pk, of in here if of == kind])
+                _queue_with_source(kind, orphans.filter(kind=kind, target=target, parent=None))
 
 
 def retry(*, actor: Actor, transfers: QuerySet[Transfer], target: str) -> int:
