@@ -176,13 +176,27 @@ def retire(export: Path) -> dict[str, Any]:
         tasks.run_verification(row.verification_id)
         row.refresh_from_db()
     state = row.state
-    lines = json.loads("".join(report.stream(row, "json")))["items"]
+    written = "".join(report.stream(row, "json"))
+    lines = json.loads(written)["items"]
+    other = written.replace(lines[-1]["sha256"], "0" * 64)
+    checked = [check_report(export.parent, text) for text in (written, "".join(report.stream(row, "sha256sums")), other)]
     read = {line["original"]: hashlib.sha256((export / line["original"]).read_bytes()).hexdigest() for line in lines}
     wrong = [line["original"] for line in lines if read[line["original"]] != line["sha256"]]
     decommission.delete_files(actor=actor, row=row, confirm=store.name)
     tasks.delete_retired_files(row.pk)
     left = [path for path in read if (export / path).exists()]
-    return {"state": state, "note": row.note, "files": len(lines), "wrong": wrong, "left": left}
+    return {"state": state, "note": row.note, "files": len(lines), "wrong": wrong, "checked": checked, "left": left}
+
+
+def check_report(folder: Path, text: str) -> list[Any]:
+    """Files of a report that were read from the object store, and what differed."""
+    from migration import report
+    from stores.models import ImageStore
+
+    path = folder / "report"
+    path.write_text(text)
+    found = report.check(path, ImageStore.objects.get(scope="REGION"))
+    return [found.files, [finding["problem"] for finding in found.findings]]
 
 
 def drain(target: dict[str, Any]) -> None:

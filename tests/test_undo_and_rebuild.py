@@ -94,7 +94,9 @@ def test_all_rows_come_back_from_the_store_alone_when_the_database_is_lost(
     assert (home["home"], home["born"], home["readable_throughout"]) == ({"volume": 1}, [True], True)
     retired = first["retired"]
     assert (retired["state"], retired["wrong"], retired["left"]) == ("Retired", [], []), retired["note"]
-    assert retired["files"] > 5
+    files = retired["files"]
+    assert files > 5
+    assert retired["checked"] == [[files, []], [files, []], [files, ["content differs"]]]
 
     if provider == "S3":
         run(urls[0], "one", "compact", die_at="journal.merged")
