@@ -160,9 +160,8 @@ def _write_all(kind: Kind, ref: StoreRef, filename: str, stream: Stream, expecte
         virtual_size=header.virtual_size,
         backing=header.backing_name or "",
     )
-    if kind is not Kind.TEMPLATE or ref.store.scope != "ZONE":
-        return [image]
-    return [image, _write_properties(driver, ref, filename, image)]
+    # On an object store too: what was drained has them there, and a template that comes home is nothing to CloudStack without.
+    return [image, _write_properties(driver, ref, filename, image)] if kind is Kind.TEMPLATE else [image]
 
 
 def _write(driver: StoreDriver, kind: Kind, ref: StoreRef, key: str, stream: Stream, size: int | None) -> _Written:
@@ -299,7 +298,7 @@ def _look_into(reader: Reader, filename: str, expected: _Expected) -> images.Ima
 
 
 def _write_properties(driver: StoreDriver, ref: StoreRef, filename: str, image: WrittenFile) -> WrittenFile:
-    """The template.properties that CloudStack expects beside a template on an export."""
+    """The template.properties that CloudStack expects beside a template."""
     template: Template = ref.item  # type: ignore[assignment]  # the ref is a template's
     virtual = image.virtual_size or image.size
     data = TemplateProperties(

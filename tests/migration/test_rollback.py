@@ -106,6 +106,10 @@ def bring_home(row: Rollback, worker: Worker) -> Rollback:
     raise AssertionError(f"not home: {rollback.progress(row)}")
 
 
+def properties_of(template: Template) -> str:
+    return f"template/tmpl/{template.account_id}/{template.upstream_id}/template.properties"
+
+
 def assert_on_nfs(region, converted: Conversion) -> None:
     """The stores are what they were before, nobody waits for anything, and the counts are right."""
     converted.refresh_from_db()
@@ -160,6 +164,9 @@ def test_every_item_is_on_nfs_again_whatever_was_moved_born_and_deleted(
     assert moving.state == DrainState.CANCELLED
     assert_on_nfs(region, converted)
     assert contents(viewer) == kept
+    template = Template.objects.get(name="new-everywhere")
+    home = [store for name, store in region.stores.items() if (region.folder(name) / properties_of(template)).exists()]
+    assert home == list(region.stores.values()), "CloudStack knows no template without them"
     tasks.clean_up()
     memory_store.available = False  # nothing depends on it any more
     assert contents(viewer) == kept

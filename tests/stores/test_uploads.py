@@ -115,11 +115,13 @@ def test_template_lies_in_upstreams_layout_with_its_properties_when_it_is_upload
     assert read(viewer, Kind.TEMPLATE, template) == data
 
 
-def test_key_carries_the_unique_name_and_nothing_else_is_written_when_a_template_goes_to_an_object_store(operator, zone, objects):
+def test_key_carries_the_unique_name_when_a_template_goes_to_an_object_store(operator, viewer, zone, objects):
     ref = register(operator, zone, RAW, kind=Kind.TEMPLATE, unique_name="2-1-x")
     where = f"template/tmpl/2/{ref.item.upstream_id}/2-1-x"
-    assert list(server_at(objects.url).objects) == [f"{where}/disk.raw"]
-    assert (ref.install_path, ref.proof, ref.sha256) == (where, Proof.VERIFIED, hashlib.sha256(RAW).hexdigest())
+    assert sorted(server_at(objects.url).objects) == [f"{where}/disk.raw", f"{where}/template.properties"]
+    assert (ref.install_path, ref.proof) == (where, Proof.VERIFIED)
+    assert ref.files.get(path=f"{where}/disk.raw").sha256 == hashlib.sha256(RAW).hexdigest()
+    assert read(viewer, Kind.TEMPLATE, ref.item) == RAW
     metadata = server_at(objects.url).objects[f"{where}/disk.raw"][0].metadata
     assert metadata["cs-uuid"] == str(ref.item.uuid)
 
