@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,6 +48,11 @@ class Entry:
     role: ActorRole
     arguments: tuple[str, ...]
 
+
+_UNKNOWN_VERSION = "version-of-this-fragment"
+"""Stands in a fragment, which tells the browser its own version, until all of it is there to be hashed."""
+_FORM_TOKEN = re.compile(rb'name="csrfmiddlewaretoken" value="[^"]*"')
+"""Differs in every answer."""
 
 _pages: list[Page] = []
 _navigation: list[tuple[int, Entry]] = []
@@ -168,8 +175,18 @@ def show(request: HttpRequest, template: str, *, title: str, status: int = 200, 
 
 
 def fragment(request: HttpRequest, template: str, *, running: bool, **context: Any) -> HttpResponse:
-    """The live part of a page. Status 286 tells htmx to stop asking."""
-    return render(request, template, {**context, "running": running}, status=200 if running else 286)
+    """The live part of a page. Status 286 tells htmx to stop asking, 304 to leave what it has, with its focus and open parts."""
+    response = render(
+        request, template, {**context, "running": running, "fragment_version": _UNKNOWN_VERSION}, status=200 if running else 286
+    )
+    if not running:
+        return response
+    version = sha256(_FORM_TOKEN.sub(b"", response.content)).hexdigest()[:32]
+    response.content = response.content.replace(_UNKNOWN_VERSION.encode(), version.encode())
+    response["ETag"] = f'"{version}"'
+    if response["ETag"] in request.headers.get("If-None-Match", ""):
+        return HttpResponse(status=304, headers={"ETag": response["ETag"]})
+    return response
 
 
 def redirect(to: str, *args: Any, **kwargs: Any) -> HttpResponseRedirect:

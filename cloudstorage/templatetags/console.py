@@ -112,6 +112,13 @@ def icon(name: str) -> SafeString:
     )
 
 
+@register.simple_tag(takes_context=True)
+def unless_same(context: Mapping[str, Any]) -> SafeString | str:
+    """An attribute of a part that polls: it asks for what differs from itself. Nothing in a part that came with its page."""
+    version = context.get("fragment_version", "")
+    return format_html(' hx-headers=\'{{"If-None-Match":"\\"{}\\""}}\'', version) if version else ""
+
+
 @register.simple_tag
 def badge(state: Any, words: str = "") -> SafeString:
     """A state as icon, word and colour; `words` to say more than the state's own name."""
