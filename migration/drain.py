@@ -22,7 +22,7 @@ from migration.states import DRAIN_TRANSITIONS, ConversionState, DrainEvent, Dra
 from stores.copier import Control, CopyEngine
 from stores.drivers.errors import StoreError
 from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch, WorkerReach
-from stores.services import transfers
+from stores.services import proofs, transfers
 from stores.services.image_stores import driver_for
 from stores.services.windows import is_open, parse
 from stores.states import LIVE_TRANSFER_STATES, RefState, TransferState, allowed_events
@@ -250,7 +250,9 @@ def _advance_canary(drain: Drain) -> None:
         _stop_for(drain, reason)
     elif states <= {TransferState.PROVEN, TransferState.CANCELLED}:
         if problem := _read_back(canary.filter(state=TransferState.PROVEN).order_by("id")):
-            _stop_for(drain, problem)
+            with transaction.atomic():
+                _stop_for(drain, problem)
+                _withdraw(drain, problem)
             return
         with transaction.atomic():
             moved = _advance_state(drain, DrainEvent.CANARY_PROVEN, canary_proven_at=timezone.now())
@@ -263,6 +265,21 @@ def _stop_for(drain: Drain, reason: str) -> None:
         _advance_state(drain, DrainEvent.CANARY_FAILED, note=reason)
         TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
         record(SYSTEM, "drain.canary-failed", f"drain:{drain.uuid}", reason=reason)
+
+
+def _withdraw(drain: Drain, reason: str) -> None:
+    """What such a store says of the canary counts for nothing: all of it is a promise again, and is copied anew on a resume."""
+    batch, target = drain.batch, drain.conversion.object_store
+    proven = Transfer.objects.filter(batch=batch, canary=True, state=TransferState.PROVEN)
+    again = {
+        kind: proofs.withdraw(kind, list(proven.filter(kind=kind).values_list("target_ref_id", flat=True)), reason)
+        for kind in KINDS
+    }
+    for kind, items in again.items():
+        proven.filter(kind=kind, item_id__in=items).update(batch=None, canary=False)
+    transfers.plan_batch(batch, target)
+    for kind, items in again.items():
+        Transfer.objects.filter(batch=batch, kind=kind, item_id__in=items).update(canary=True)
 
 
 def _read_back(canary: Any) -> str:

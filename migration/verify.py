@@ -540,7 +540,8 @@ def _drift(store: ImageStore, info: ObjectInfo, known: KnownFile) -> dict[str, s
 
 
 def _still_so(store: ImageStore, driver: StoreDriver, findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The listing and the rows are read page by page, not at one moment: what came or went in between is no finding."""
+    """The listing and the rows are read page by page, not at one moment: what came or went in between is no finding; nor is what
+    only a listing says that lags behind its object store."""
     living, readable = _living(store, [finding["path"] for finding in findings])
     kept = []
     for finding in findings:
@@ -551,8 +552,19 @@ def _still_so(store: ImageStore, driver: StoreDriver, findings: Sequence[dict[st
             continue
         if problem == "changed" and path not in readable:
             continue
+        if store.scope == "REGION" and problem != "missing" and _is_hearsay(driver, finding):
+            continue
         kept.append(finding)
     return kept
+
+
+def _is_hearsay(driver: StoreDriver, finding: dict[str, Any]) -> bool:
+    """Whether the object itself is gone, or is what its row says."""
+    try:
+        info = driver.stat(finding["path"])
+    except NotFound:
+        return True
+    return finding["expected"] in {str(info.size), info.etag}
 
 
 def _living(store: ImageStore, paths: Sequence[str]) -> tuple[set[str], set[str]]:

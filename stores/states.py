@@ -56,6 +56,7 @@ class RefEvent(StrEnum):
     OPERATION_SUCCEEDED = "OperationSucceeded"
     OPERATION_FAILED = "OperationFailed"
     PROMISE_KEPT = "PromiseKept"
+    PROOF_WITHDRAWN = "ProofWithdrawn"
     HIDE_REQUESTED = "HideRequested"
     DESTROY_REQUESTED = "DestroyRequested"
 
@@ -69,6 +70,7 @@ REF_TRANSITIONS: Mapping[tuple[RefState, RefEvent], RefState] = {
     (RefState.CREATING, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
     (RefState.PROMISED, RefEvent.PROMISE_KEPT): RefState.READY,
     (RefState.PROMISED, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
+    (RefState.READY, RefEvent.PROOF_WITHDRAWN): RefState.PROMISED,
     (RefState.READY, RefEvent.HIDE_REQUESTED): RefState.HIDDEN,
     (RefState.READY, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
     (RefState.HIDDEN, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,

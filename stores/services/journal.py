@@ -17,7 +17,8 @@ from django.db.models import F, Prefetch, Q
 from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
-from stores.drivers.base import StoreDriver
+from stores.drivers.base import Reader, StoreDriver
+from stores.drivers.errors import NotFound, Unavailable
 from stores.models import KINDS, ImageStore, Kind, TemplateZoneRef, Zone
 from stores.services.image_stores import driver_for
 from stores.states import RefState
@@ -162,10 +163,13 @@ def _zone(zone: Zone) -> dict[str, str]:
 
 
 def lines(driver: StoreDriver) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
-    """(key of the journal object, line) in the order they were written; None for a line that cannot be read."""
+    """(key of the journal object, line) in the order they were written; None for a line that cannot be read.
+
+    Raises Unavailable where an object is listed and gone, for its lines stand in one that the listing may not have yet.
+    """
     for info in driver.list(FOLDER):
         rest = b""
-        with driver.open(info.key) as reader:
+        with _listed(driver, info.key) as reader:
             for offset in range(0, reader.size, _BLOCK):
                 *whole, rest = (rest + reader.pread(offset, _BLOCK)).split(b"\n")
                 for text in whole:
@@ -174,6 +178,14 @@ def lines(driver: StoreDriver) -> Iterator[tuple[str, Mapping[str, Any] | None]]
                     break
         if rest:
             yield info.key, _parsed(rest)
+
+
+def _listed(driver: StoreDriver, key: str) -> Reader:
+    try:
+        return driver.open(key)
+    except NotFound:
+        message = f"{key} was listed and is gone: the journal is being merged, or the store's listings lag behind. Scan again."
+        raise Unavailable(message) from None
 
 
 def _parsed(text: bytes) -> Mapping[str, Any] | None:

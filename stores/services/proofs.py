@@ -1,17 +1,20 @@
-"""Raises the proof of what was adopted, once its bytes were read and are what somebody had proven."""
+"""Raises the proof of what was adopted, once its bytes were read and are what somebody had proven; withdraws what was a lie."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Exists, F, OuterRef
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from stores.manifest import manifest_sha256
 from stores.models import KINDS, Kind
+from stores.services import holds
 from stores.services.inventory import relative_name
-from stores.states import Proof, RefState
+from stores.states import REF_TRANSITIONS, Proof, RefEvent, RefState, StoreState, next_state
 
 
 def confirm(kind: Kind, ref: Any, seen: Mapping[str, str]) -> None:
@@ -40,3 +43,29 @@ def confirm(kind: Kind, ref: Any, seen: Mapping[str, str]) -> None:
             row.proven_at = row.updated = timezone.now()
         row.update_count, row.journalled = row.update_count + 1, False
         row.save(update_fields=["sha256", "proof", "proven_at", "updated", "update_count", "journalled"])
+
+
+def withdraw(kind: Kind, ref_ids: Collection[int], reason: str) -> list[int]:
+    """Make promises of refs whose store was seen to lie, where another copy of the item can be read; returns those items' ids.
+
+    The caller owns the transaction.
+    """
+    models = KINDS[kind]
+    others = models.ref.objects.filter(
+        item_id=OuterRef("item_id"), state__in=[RefState.READY, RefState.HIDDEN], store__state=StoreState.ATTACHED
+    ).exclude(pk=OuterRef("pk"))
+    ready = models.ref.objects.select_for_update(of=("self",)).filter(Exists(others), pk__in=ref_ids, state=RefState.READY)
+    found = dict(ready.order_by("pk").values_list("pk", "item_id"))
+    models.file.objects.filter(ref__in=found).delete()
+    models.ref.objects.filter(pk__in=found).update(
+        state=next_state(REF_TRANSITIONS, RefState.READY, RefEvent.PROOF_WITHDRAWN),
+        install_path="",
+        proof="",
+        sha256="",
+        proven_at=None,
+        error_str=reason[:255],
+        update_count=F("update_count") + 1,
+        updated=Now(),
+    )
+    holds.keep_promises(kind, list(found.values()))
+    return list(found.values())

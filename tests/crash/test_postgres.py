@@ -223,8 +223,5 @@ def everything(site: Site) -> dict[str, Any]:
     of_ref = "id, volume_id, store_id, state, install_path, size, proof, proven_at, sha256, ref_cnt, update_count"
     columns = {"volume_store_ref": of_ref}
     tables = ("stores_transfer", "stores_transferupload", "stores_transferpart", "volume_store_ref", "volume_store_file")
-    found: dict[str, Any] = {
-        table: site.rows(f"SELECT {columns.get(table, '*')} FROM {table} ORDER BY id")
-        for table in tables
-    }
+    found: dict[str, Any] = {table: site.rows(f"SELECT {columns.get(table, '*')} FROM {table} ORDER BY id") for table in tables}
     return found | {"objects": {key: etag for key, etag in site.ground.keys().items() if "/.cs-" not in key}}

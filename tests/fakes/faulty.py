@@ -102,13 +102,15 @@ class Faults:
         self.on(method, nth=nth, key=key, hook=stall)
         return stall
 
-    def lag_listing(self, unseen: Callable[[str], bool]) -> Fault:
-        """Until `clear`, listings leave out the keys for which `unseen` answers true."""
+    def lag_listing(self, unseen: Callable[[str], bool], still_shown: Sequence[ObjectInfo] = ()) -> Fault:
+        """Until `clear`, listings leave out the keys for which `unseen` answers true; those of everything have `still_shown`."""
 
         def late(infos: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
-            return (info for info in infos if not unseen(info.key))
+            former = {info.key: info for info in still_shown}
+            now = {info.key: info for info in infos if not unseen(info.key)}
+            return iter(sorted((now | former).values(), key=lambda info: info.key.encode("utf-8", "surrogateescape")))
 
-        return self.on("list", times=EVERY, result=late)
+        return self.on("list", times=EVERY, result=late, key="" if still_shown else None)
 
     def clear(self) -> None:
         """Behave from now on."""

@@ -1,15 +1,17 @@
-"""An export that hangs or goes away in the middle of a drain: it is said so, and nothing else waits for it."""
+"""An export that hangs, goes away or comes back empty in the middle of a drain: it is said so, and nothing else waits for it."""
 
 from __future__ import annotations
 
 import pytest
 
-from migration import drain
+from cloudstorage.errors import Unreachable
+from migration import drain, verify
 from migration.conversion import convert
 from migration.states import DrainState
 from stores import worker as pump_module
 from stores.models import ImageStore, Transfer, Worker, WorkerReach
 from stores.services import image_stores
+from stores.services.scan import scan_store
 from stores.states import TransferState
 from stores.worker import Pump
 from tests.migration.test_drain import BYPASS, run_to_end
@@ -86,3 +88,26 @@ def test_nothing_fails_for_good_when_an_export_is_gone_for_a_while(running, moun
     Transfer.objects.filter(state=TransferState.QUEUED).update(next_attempt_at="2026-01-01T00:00:00Z")
     assert run_to_end(row, worker).state == DrainState.FINISHED
     assert drain.progress(row).items["proven"] == 6
+
+
+def test_nothing_is_taken_for_lost_when_an_export_comes_back_empty(running, mounted, tmp_path, admin):
+    row, worker = running
+    full, mounted.source = mounted.source, tmp_path / "empty"
+    mounted.source.mkdir()
+    mounted.mount()
+    Pump(worker.pk, slots=2).run()
+    told = drain.progress(row)
+    assert (told.items["proven"], told.items["failed"]) == (3, 0)
+    assert {error["cause"] for error in told.errors} == {"unavailable"}
+    north = ImageStore.objects.get(name="nfs-north")
+    with pytest.raises(Unreachable):
+        scan_store(actor=admin, store=north)
+    check = verify.verify(actor=admin, store=north)
+    verify.run(check)
+    check.refresh_from_db()
+    assert (check.findings, check.state) == ([], "Running")
+    assert list(mounted.source.iterdir()) == []
+    mounted.source = full
+    mounted.mount()
+    Transfer.objects.filter(state=TransferState.QUEUED).update(next_attempt_at="2026-01-01T00:00:00Z")
+    assert run_to_end(row, worker).note == "Every item is proven."

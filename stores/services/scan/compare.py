@@ -11,6 +11,7 @@ from django.db.models import Q
 
 from stores import layout
 from stores.drivers.base import ObjectInfo, StoreDriver
+from stores.drivers.errors import NotFound
 from stores.models import KINDS, ImageStore, StoreFile
 from stores.services.scan.idset import IdSet
 from stores.services.scan.lease import Lease
@@ -28,7 +29,7 @@ def compare(store: ImageStore, driver: StoreDriver, report: ScanReport, lease: L
     """Add to `report` how the store's objects differ from the rows. Raises what the driver raises."""
     seen = {kind: IdSet() for kind in Kind}
     for page in _pages(driver.list()):
-        _compare_page(store, page, report, seen, lease)
+        _compare_page(store, driver, page, report, seen, lease)
         lease.renew()
     for kind, models in KINDS.items():
         files = models.file.objects.filter(ref__store=store, ref__state__in=READABLE).order_by("pk")
@@ -70,7 +71,12 @@ def _note(kind: Kind, problems: Mapping[int, str], lease: Lease) -> None:
 
 
 def _compare_page(
-    store: ImageStore, page: Sequence[ObjectInfo], report: ScanReport, seen: Mapping[Kind, IdSet], lease: Lease
+    store: ImageStore,
+    driver: StoreDriver,
+    page: Sequence[ObjectInfo],
+    report: ScanReport,
+    seen: Mapping[Kind, IdSet],
+    lease: Lease,
 ) -> None:
     paths: dict[Kind, set[str]] = defaultdict(set)
     for info in page:
@@ -96,7 +102,7 @@ def _compare_page(
         seen[place.kind].add([row.pk])
         report.files += 1
         report.bytes += info.size
-        if found := _drift(info, row):
+        if found := _drift(info, row) and _drift(_as_it_is(driver, info), row):
             report.changed.add(info.key, found)
             problems[place.kind][row.pk] = f"{CHANGED}{found}"
         else:
@@ -105,7 +111,7 @@ def _compare_page(
                 problems[place.kind][row.pk] = ""
     for kind, found_here in problems.items():
         _note(kind, found_here, lease)
-    _judge_strangers(store, strangers, report)
+    _judge_strangers(store, driver, strangers, report)
 
 
 def _drift(info: ObjectInfo, row: StoreFile) -> str:
@@ -117,8 +123,16 @@ def _drift(info: ObjectInfo, row: StoreFile) -> str:
     return ""
 
 
-def _judge_strangers(store: ImageStore, strangers: Sequence[ObjectInfo], report: ScanReport) -> None:
-    """Objects without a row: of an item that is just being brought here, or orphans."""
+def _as_it_is(driver: StoreDriver, info: ObjectInfo) -> ObjectInfo:
+    """The object itself, for listings may lag behind; what is no longer there is looked for at the end."""
+    try:
+        return driver.stat(info.key)
+    except NotFound:
+        return info
+
+
+def _judge_strangers(store: ImageStore, driver: StoreDriver, strangers: Sequence[ObjectInfo], report: ScanReport) -> None:
+    """Objects without a row: of an item that is just being brought here, or orphans, if they are there at all."""
     by_kind: dict[Kind, list[ObjectInfo]] = defaultdict(list)
     for info in strangers:
         place = layout.parse(info.key)
@@ -136,7 +150,7 @@ def _judge_strangers(store: ImageStore, strangers: Sequence[ObjectInfo], report:
         for info, place in zip(group, places, strict=True):
             if (place.account_id, place.owner_id) in busy:
                 report.in_flight.add(info.key, "Its item is on the way to this store.")
-            else:
+            elif driver.exists(info.key):
                 report.orphaned.add(info.key, "No ref knows this object.")
 
 
