@@ -1,11 +1,13 @@
-"""Real workers on a real PostgreSQL: its disk runs full, it is killed, and a worker sleeps past its lease; all goes on, nothing is lost."""
+"""Real workers on a real PostgreSQL: its disk runs full, it is killed, a worker sleeps past its lease, the store's key is rotated."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.crash.ground import LARGE, Ground
+from tests.crash.ground import LARGE, Ground, s3_client
 from tests.crash.machine import Machine, kill, wait_for
 from tests.crash.stage import MiB
 from tests.demo.build import BuiltFile, BuiltItem, BuiltRegion, hash_file
 from tests.servers.mounts import SmallDisk
 from tests.servers.postgres import PostgresServer
+from tests.servers.process import REPOSITORY
 
 pytestmark = [pytest.mark.live, pytest.mark.crash]
 
@@ -203,6 +206,41 @@ def test_worker_that_slept_past_its_lease_changes_nothing_when_it_wakes_up(site)
         wait_for(lambda: not sleeper.copying(path), "the sleeper's copy to end", sleeper)
         assert everything(site) == before
     site.assert_complete()
+
+
+@pytest.fixture
+def rotate(site) -> Iterator[Callable[[], str]]:
+    """Changes the object store's key and returns the new one; the former is right again afterwards."""
+    swift, former = site.ground.swift, site.ground.swift.key
+
+    def change(key: str) -> str:
+        swift.stop()
+        swift.key = swift.secret_key = key
+        swift.start()
+        site.ground.s3 = s3_client(swift)
+        return key
+
+    yield lambda: change(uuid.uuid4().hex)
+    change(former)
+
+
+def test_running_workers_go_on_when_the_key_was_revoked_and_rotated(site, rotate, tmp_path):
+    with site.worker("rotated") as machine:
+        site.begin()
+        wait_for(lambda: site.has_part() and site.proven() >= 5, "a drain under way", machine)
+        pids = machine.queue_workers()
+        secret = tmp_path / "secret"
+        secret.write_text(rotate())
+        secret.chmod(0o600)
+        told = "SELECT count(*) FROM stores_workerreach WHERE NOT ok AND error LIKE '%secret key%'"
+        wait_for(lambda: site.count(told), "the worker to be refused", machine)
+        assert not site.count("SELECT count(*) FROM stores_transfer WHERE state = 'Failed' OR faults > 0")
+        command = [sys.executable, "manage.py", "store_update", "objects", "--secret-file", f"secretkey={secret}"]
+        subprocess.run(command, cwd=REPOSITORY, env=os.environ | site.environment, check=True, capture_output=True)
+        site.hurry()
+        wait_for(site.finished, "the drain", machine)
+        assert machine.queue_workers() == pids
+        site.assert_complete()
 
 
 def stop(site: Site, machine: Machine) -> None:
