@@ -8,7 +8,9 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView
 
+from cloudstorage import health
 from cloudstorage.rest.problems import no_such_resource
+from migration.api.metrics import Metrics
 
 _api: list[Any] = [
     path("schema/", SpectacularAPIView.as_view()),
@@ -20,6 +22,9 @@ _api: list[Any] = [
 
 urlpatterns = [
     path("api/v1/", include(_api)),
+    path("healthz", health.alive, name="healthz"),
+    path("readyz", health.ready, name="readyz"),
+    path("metrics", Metrics.as_view(), name="metrics"),
     path("", admin.site.urls),
 ]
 

@@ -49,8 +49,8 @@ OF_THE_ADMIN: dict[str, frozenset[str]] = {
 }
 """What Django's admin brings with it, to look at: nothing of it changes anything."""
 
-ELSEWHERE = {"login", "logout", "view_on_site", "(?P<url>.*)$"}
-"""Addresses that have tests of their own below."""
+ELSEWHERE = {"login", "logout", "view_on_site", "(?P<url>.*)$", "healthz", "readyz", "metrics"}
+"""Addresses that have tests of their own, in test_access and tests/api/test_monitoring."""
 
 
 def every_address(resolver: Any = None, prefix: str = "") -> Iterator[str]:
