@@ -145,6 +145,11 @@ _https = env.bool("CLOUDSTORAGE_HTTPS", default=False)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _https
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if _https else None
 SECURE_HSTS_SECONDS = 31536000 if _https else 0
+SILENCED_SYSTEM_CHECKS = [
+    "security.W005",  # subdomains and
+    "security.W021",  # the browsers' preload list are for the owner of the domain to decide
+    "security.W008",  # the proxy in front speaks TLS only, and nobody else reaches gunicorn
+]
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = 12 * 3600

@@ -45,7 +45,7 @@ def test_an_empty_cloud_is_told_its_first_steps_one_by_one(sign_in, settings, tm
     assert "A worker takes it up within seconds" in page
     (run,) = scan.take_waiting(worker.pk, limit=1)
     scan.perform(run)
-    assert "No drift: rows and store agree" in text(client.get(f"/scans/{run.uuid}/"))
+    assert "No drift then: rows and store agreed" in text(client.get(f"/scans/{run.uuid}/"))
     assert "Next: Move to an object store" in text(client.get("/"))
 
 

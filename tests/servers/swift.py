@@ -135,7 +135,8 @@ def _launch(*arguments: str) -> list[str]:
 class SwiftServer:
     """Proxy, account, container and object server over one folder, one copy of everything.
 
-    Without `keystone`: auth v1 (tempauth) and S3, user `test:tester`; `test:reader` may read everything and write nothing.
+    Without `keystone`: auth v1 (tempauth) and S3, user `test:tester`; `test:reader` may read everything and write nothing, and
+    `test:second` all that the first may.
     With `keystone` (a started KeystoneServer): Keystone v3 only, no S3; user names, project and region are Keystone's, and
     the service catalogue points here. A later start on the same `directory` finds the same data.
     """
@@ -144,6 +145,7 @@ class SwiftServer:
     account = "AUTH_test"
     username = access_key = "test:tester"
     reader_username = reader_access_key = "test:reader"
+    second_access_key, second_secret_key = "test:second", "rotated"
 
     def __init__(
         self,
@@ -336,7 +338,8 @@ class SwiftServer:
             async_delete=self._async_delete,
             s3api="" if keystone else "s3api",
             auth="authtoken keystoneauth" if keystone else "tempauth",
-            users=f"user_test_tester = {self.key} .admin\nuser_test_reader = {self.reader_key}",
+            users=f"user_test_tester = {self.key} .admin\nuser_test_reader = {self.reader_key}\n"
+            f"user_test_second = {self.second_secret_key} .admin",
             keystone_url=keystone.auth_url if keystone else "",
             service_user=keystone.admin_username if keystone else "",
             service_password=keystone.admin_password if keystone else "",
