@@ -270,7 +270,7 @@ _MEANINGS: Mapping[str, tuple[type[StoreError], str]] = {
     "NotImplemented": _NO_FEATURE,
     "MethodNotAllowed": _NO_FEATURE,
     "EntityTooSmall": (Misconfigured, "the server refuses parts of this size as too small"),
-    "EntityTooLarge": (Misconfigured, "the server refuses a body of this size as too large"),
+    "EntityTooLarge": (Full, "a quota is used up (so Swift says it), or the server takes no body of this size"),
     "RequestTimeout": (Unavailable, "the server did not receive the request in time"),
 }
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,10 +18,12 @@ from django.utils import timezone
 from cloudstorage.errors import Blocked
 from migration import drain
 from migration.states import DrainState
+from stores import tasks
 from stores.drivers.base import MiB
-from stores.models import Transfer, Volume
-from stores.services import transfers
+from stores.models import Kind, Transfer, Volume
+from stores.services import items, transfers
 from stores.states import TransferState
+from stores.worker import Pump
 from tests.drivers.s3_cases import administer, details_of, error, new_bucket
 from tests.migration.under_way import UnderWay, begin
 from tests.servers.http_messages import HttpRequest
@@ -45,6 +48,10 @@ class Way:
     """Multipart uploads that the server knows and that are not complete."""
     forget_uploads: Callable[[], None]
     """Another actor, or a rule of the bucket, removes what was not completed."""
+    objects: Callable[[], int] = lambda: 0
+    """How many objects of items the server has."""
+    set_quota: Callable[[str], None] = lambda quota: None
+    """Of bytes, on a real Swift's container; empty: none."""
 
 
 def way(request: pytest.FixtureRequest, server: Any, url: str) -> tuple[LoggingHttpProxy, TcpProxy]:
@@ -62,12 +69,24 @@ def to_s3(request: pytest.FixtureRequest, server: Any) -> Way:
         found = admin.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
         return [{"Key": upload["Key"], "UploadId": upload["UploadId"]} for upload in found]
 
+    def objects() -> int:
+        return int(admin.list_objects_v2(Bucket=bucket, Prefix="volumes/")["KeyCount"])
+
     def forget() -> None:
         for upload in uploads():
             admin.abort_multipart_upload(Bucket=bucket, **upload)
 
     target = {"provider": "S3", "url": "", "details": details}
-    return Way(server, proxy, gate, target, lambda: [upload["Key"] for upload in uploads()], forget)
+    return Way(
+        server, proxy, gate, target, lambda: [upload["Key"] for upload in uploads()], forget, objects, quota_of(server, bucket)
+    )
+
+
+def quota_of(server: Any, container: str) -> Callable[[str], None]:
+    def set_quota(quota: str) -> None:
+        assert server.request("POST", f"/{container}", headers={"X-Container-Meta-Quota-Bytes": quota}).status == 204
+
+    return set_quota
 
 
 def to_moto(request: pytest.FixtureRequest) -> Way:
@@ -95,7 +114,7 @@ def to_swift(request: pytest.FixtureRequest) -> Way:
             assert server.request("DELETE", f"{segments}/{name}").status == 204
 
     target = {"provider": "Swift", "url": gate.url + urlsplit(server.auth_url).path, "details": details}
-    return Way(server, proxy, gate, target, uploads, forget)
+    return Way(server, proxy, gate, target, uploads, forget, set_quota=quota_of(server, container))
 
 
 @pytest.fixture
@@ -186,6 +205,20 @@ def test_throttling_uses_up_no_attempt_and_is_waited_out_as_long_as_it_says(movi
     moving.assert_whole()
 
 
+@pytest.mark.parametrize("served", [to_swift, to_s3api], indirect=True, ids=["swift", "s3api"])
+def test_a_real_quota_that_is_reached_fails_what_does_not_fit_and_a_retry_follows_its_raising(moving, served, operator):
+    served.set_quota("1")
+    moving.pump()
+    assert moving.states() == [TransferState.FAILED] * ITEMS
+    assert moving.causes() == {"full"}
+    assert moving.ready() == []
+    moving.assert_readable()
+    served.set_quota("")
+    drain.retry_failed(actor=operator, drain=moving.drain)
+    moving.pump()
+    moving.assert_whole()
+
+
 # --- the network -----------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +295,55 @@ def test_an_upload_that_another_aborts_begins_anew(large, served, moment):
     large.assert_readable()
     assert large.run_to_end().note == "Every item is proven."
     large.assert_whole()
+
+
+# --- the source ------------------------------------------------------------------------------------------------------------
+
+
+def rewritten(large: UnderWay, path: Path) -> None:
+    path.write_bytes(random.Random(10).randbytes(LARGE))
+
+
+def unlinked(large: UnderWay, path: Path) -> None:
+    path.unlink()
+
+
+def deleted(large: UnderWay, path: Path) -> None:
+    items.delete_item(actor=large.admin, kind=Kind.VOLUME, item=Volume.objects.get())
+
+
+@BY_S3
+@pytest.mark.parametrize(
+    ("change", "state", "cause"),
+    [
+        (rewritten, TransferState.QUEUED, {"source-changed"}),
+        (unlinked, TransferState.QUEUED, {"source-changed"}),
+        (deleted, TransferState.CANCELLED, set()),
+    ],
+)
+def test_nothing_is_promised_nor_left_over_of_an_item_that_changes_or_goes_during_its_copy(large, served, change, state, cause):
+    hold = Hold()
+    served.proxy.add_rule(writes_second_part, hold, times=1)
+    (path,) = large.region.folder("east").rglob("*.qcow2")
+
+    def strike() -> bool:
+        """In the pump's own thread, which asks once a second whether it is to stop."""
+        if hold.arrived.is_set() and not hold.release.is_set():
+            change(large, path)
+            hold.release.set()
+        return False
+
+    Pump(large.worker.pk, slots=1, stop=strike).run()
+    assert large.states() == [state]
+    assert large.causes() == cause
+    assert large.ready() == []
+    if change is rewritten:
+        large.pump()
+        large.assert_whole()
+    Transfer.objects.filter(state=TransferState.CANCELLED).update(finished_at="2026-01-01T00:00:00Z")
+    tasks.clean_up()
+    assert served.uploads() == []
+    assert served.objects() == (1 if change is rewritten else 0)
 
 
 # --- other bytes -----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ use = egg:swift#{kind}
 _PROXY = """
 [pipeline:main]
 pipeline = catch_errors gatekeeper healthcheck proxy-logging cache listing_formats bulk tempurl {s3api} {auth}
-    staticweb copy slo dlo versioned_writes symlink proxy-server
+    staticweb copy container-quotas slo dlo versioned_writes symlink proxy-server
 
 [app:proxy-server]
 use = egg:swift#proxy
@@ -113,6 +113,8 @@ project_reader_roles = reader
 use = egg:swift#staticweb
 [filter:copy]
 use = egg:swift#copy
+[filter:container-quotas]
+use = egg:swift#container_quotas
 [filter:slo]
 use = egg:swift#slo
 allow_async_delete = {async_delete}
