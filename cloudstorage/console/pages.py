@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -25,7 +26,7 @@ from cloudstorage.audit import refused
 from cloudstorage.errors import Denied, ServiceError
 from cloudstorage.logs import request_id
 
-View = Callable[..., HttpResponse]
+View = Callable[..., HttpResponseBase]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def action(route: str, name: str, role: ActorRole = ActorRole.OPERATOR) -> Calla
 def _guard(view: View, role: ActorRole, form: ActorRole, *, only_post: bool) -> View:
     @never_cache
     @wraps(view)
-    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         actor = actor_of(request)
         if not request.user.is_authenticated or not request.user.is_active:
             return redirect_to_login(request.get_full_path(), reverse("console:login"))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib import messages
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, FilteredRelation, OuterRef, Q
 from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import reverse
 
-from cloudstorage.actors import ActorRole
+from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.console.exports import exported, wanted_form
 from cloudstorage.console.pages import action, actor_of, keyset, page, redirect, show
-from cloudstorage.errors import Conflict, ServiceError
+from cloudstorage.errors import Conflict, Invalid, ServiceError
 from cloudstorage.models import AuditEvent
 from stores.models import KINDS, ImageStore, Kind, Transfer, Zone
 from stores.services import inventory, items, transfers
@@ -22,6 +26,28 @@ from stores.services.undelete import undeletable, undelete_item
 from stores.states import LIVE_REF_STATES, PROVEN, RefState
 
 CHAIN_SHOWN = 50
+AT_ONCE = 200
+"""Items that one press of a button takes."""
+FILTERS = ("q", "store", "state", "zone")
+COLUMNS = {
+    # column of an export -> where it comes from
+    "id": "uuid",
+    "name": "name",
+    "account": "account__account_name",
+    "format": "format",
+    "virtual_size": "size",
+    "known_since": "created",
+    "store": "copy__store__name",
+    "zone": "copy__store__zone__name",
+    "state": "copy__state",
+    "bytes": "copy__size",
+    "bytes_occupied": "copy__physical_size",
+    "proof": "copy__proof",
+    "proven_at": "copy__proven_at",
+    "sha256": "copy__sha256",
+    "holds": "copy__ref_cnt",
+    "path": "copy__install_path",
+}
 
 
 def _kind(text: str) -> Kind:
@@ -40,20 +66,14 @@ def item_of(kind: Kind, number: uuid.UUID) -> Any:
 
 
 @page("items/<slug:kind>/", "item_list")
-def item_list(request: HttpRequest, kind: str) -> HttpResponse:
-    """Items of a kind, by key; the filters stand in the URL."""
+def item_list(request: HttpRequest, kind: str) -> HttpResponseBase:
+    """Items of a kind, by key; the filters stand in the URL. `?format=csv` or `json`: every copy of all that match."""
     of = _kind(kind)
-    query, store, state, zone = (request.GET.get(name, "").strip() for name in ("q", "store", "state", "zone"))
-    rows = KINDS[of].item.objects.filter(removed=None).select_related("account")
-    if query:
-        rows = rows.filter(name__icontains=query[:255])
-    if store or state or zone:
-        refs = KINDS[of].ref.objects.filter(item_id=OuterRef("pk"), state__in=LIVE_REF_STATES)
-        refs = refs.filter(store__name=store) if store else refs
-        refs = refs.filter(state=state) if state else refs
-        refs = refs.filter(store__zone__name=zone) if zone else refs
-        rows = rows.filter(Exists(refs))
-    found = keyset(request, rows)
+    filters = {name: request.GET.get(name, "").strip() for name in FILTERS}
+    rows = _filtered(of, **filters)
+    if form := wanted_form(request):
+        return exported(form, f"{of}s", tuple(COLUMNS), _copies(rows))
+    found = keyset(request, rows.select_related("account"))
     chips = chips_of(of, [item.pk for item in found.rows])
     return show(
         request,
@@ -62,12 +82,34 @@ def item_list(request: HttpRequest, kind: str) -> HttpResponse:
         kind=of,
         rows=[(item, chips[item.pk]) for item in found.rows],
         slice=found,
-        filters={"q": query, "store": store, "state": state, "zone": zone},
-        filtered=bool(query or store or state or zone),
+        filters=filters,
+        filtered=any(filters.values()),
+        exports={form: urlencode({**filters, "format": form}) for form in ("csv", "json")},
         stores=ImageStore.objects.filter(removed=None).values_list("name", flat=True)[:200],
         zones=Zone.objects.values_list("name", flat=True)[:200],
         states=[each.value for each in RefState if each in LIVE_REF_STATES],
     )
+
+
+def _filtered(kind: Kind, *, q: str, store: str, state: str, zone: str) -> Any:
+    """Items that are not deleted: of a name, and with a copy of which all the rest holds."""
+    rows = KINDS[kind].item.objects.filter(removed=None)
+    if q:
+        rows = rows.filter(name__icontains=q[:255])
+    if store or state or zone:
+        refs = KINDS[kind].ref.objects.filter(item_id=OuterRef("pk"), state__in=LIVE_REF_STATES)
+        refs = refs.filter(store__name=store) if store else refs
+        refs = refs.filter(state=state) if state else refs
+        refs = refs.filter(store__zone__name=zone) if zone else refs
+        rows = rows.filter(Exists(refs))
+    return rows
+
+
+def _copies(items: Any) -> Iterator[Any]:
+    """A row for each live copy of each item, and one for an item that is nowhere; one query, read as it is sent."""
+    live = FilteredRelation("refs", condition=Q(refs__state__in=LIVE_REF_STATES))
+    rows = items.annotate(copy=live).order_by("pk", "copy__pk").values_list(*COLUMNS.values())
+    return iter(rows.iterator(chunk_size=1000))
 
 
 def chips_of(kind: Kind, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
@@ -88,6 +130,62 @@ def _chip(ref: Any, copies: Sequence[Any]) -> dict[str, Any]:
     elif ref.state == RefState.READY and ref.proof not in PROVEN:
         words = f"{ref.state}, {ref.proof}"
     return {"store": ref.store, "state": ref.state, "words": words, "ref": ref}
+
+
+@action("items/<slug:kind>/chosen/ensure/", "items_ensure")
+def ensure_chosen(request: HttpRequest, kind: str) -> HttpResponse:
+    """Bring the chosen items to the object store, and say of each what came of it."""
+    return _results(request, _kind(kind), "Asked for", _bring_one)
+
+
+@action("items/<slug:kind>/chosen/delete/", "items_delete", ActorRole.STORAGE_ADMIN)
+def delete_chosen(request: HttpRequest, kind: str) -> HttpResponse:
+    """Ask, then delete the chosen items, and say of each what came of it."""
+    of = _kind(kind)
+    if "sure" in request.POST:
+        return _results(request, of, "Deleted", _delete_one)
+    rows = _chosen(request, of)
+    return show(request, "console/chosen.html", title=f"Delete {len(rows)} {of}s?", rows=rows, kind=of)
+
+
+def _results(request: HttpRequest, kind: Kind, title: str, one: Callable[[Actor, Kind, Any], str]) -> HttpResponse:
+    actor = actor_of(request)
+    results = [(item.name, *_tried(one, actor, kind, item)) for item in _chosen(request, kind)]
+    back = (f"{kind.capitalize()}s", reverse("console:item_list", args=[kind]))
+    return show(request, "console/results.html", title=title, rows=results, what=kind.capitalize(), back=back)
+
+
+def _chosen(request: HttpRequest, kind: Kind) -> list[Any]:
+    numbers = [found for found in map(_number, request.POST.getlist("item")) if found is not None][:AT_ONCE]
+    rows = list(KINDS[kind].item.objects.filter(uuid__in=numbers, removed=None).order_by("pk"))
+    if not rows:
+        raise Invalid(f"No {kind} was chosen.", remedy="Tick those that are meant.")
+    return rows
+
+
+def _number(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
+
+
+def _tried(one: Callable[[Actor, Kind, Any], str], actor: Actor, kind: Kind, item: Any) -> tuple[str, str]:
+    """(badge, words): a refusal of one keeps no other from being done."""
+    try:
+        return "done", one(actor, kind, item)
+    except ServiceError as error:
+        return "refused", f"{error.message} {error.remedy}".strip()
+
+
+def _delete_one(actor: Actor, kind: Kind, item: Any) -> str:
+    items.delete_item(actor=actor, kind=kind, item=item)
+    return "It is deleted; a worker removes its bytes."
+
+
+def _bring_one(actor: Actor, kind: Kind, item: Any) -> str:
+    started = transfers.ensure(actor=actor, kind=kind, item=item)
+    return "It is on its way, ahead of the background." if started else "It is on the object store already."
 
 
 @page("items/<slug:kind>/<uuid:number>/", "item")
@@ -154,9 +252,7 @@ def undelete(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpResponse
 def ensure(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpResponse:
     """Bring it to the object store ahead of everything else."""
     of = _kind(kind)
-    started = transfers.ensure(actor=actor_of(request), kind=of, item=item_of(of, number))
-    said = "It is on its way, ahead of the background." if started else "It is on the object store already."
-    messages.success(request, said)
+    messages.success(request, _bring_one(actor_of(request), of, item_of(of, number)))
     return redirect("console:item", of.value, number)
 
 

@@ -4,31 +4,66 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
+from django.db.models import Case, OuterRef, Subquery, When
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import reverse
 from django.utils import timezone
 
-from cloudstorage.console.pages import keyset, page, show
+from cloudstorage.console.exports import exported, wanted_form
+from cloudstorage.console.pages import action, actor_of, keyset, page, show
+from cloudstorage.errors import Invalid
 from stores.models import KINDS, Transfer, Worker
+from stores.services import transfers
 from stores.states import TransferState
 
 SILENT_AFTER = 4
 """Heartbeats that a worker may miss before it counts as silent."""
 
 
+AT_ONCE = 200
+"""Transfers that one press of a button takes."""
+
+COLUMNS = {
+    # column of an export -> where it comes from
+    "id": "uuid",
+    "kind": "kind",
+    "item": "item_uuid",
+    "name": "item_name",
+    "source": "source__name",
+    "target": "target__name",
+    "state": "state",
+    "attempts": "attempts",
+    "bytes": "bytes_total",
+    "bytes_done": "bytes_done",
+    "proof": "proof",
+    "cause": "error_cause",
+    "error": "error",
+    "remedy": "remedy",
+    "started": "started_at",
+    "finished": "finished_at",
+}
+
+
 @page("transfers/", "transfer_list")
-def transfer_list(request: HttpRequest) -> HttpResponse:
-    """Transfers, newest first."""
-    state = request.GET.get("state", "")
-    cause = request.GET.get("cause", "")
-    rows = Transfer.objects.select_related("source", "target", "worker", "batch")
-    for side in ("source", "target"):
-        rows = rows.defer(f"{side}__probe_steps", f"{side}__facts", f"{side}__scan_report")
+def transfer_list(request: HttpRequest) -> HttpResponseBase:
+    """Transfers, newest first; the filters stand in the URL. `?format=csv` or `json`: all that match."""
+    filters = {name: request.GET.get(name, "") for name in ("state", "cause", "batch")}
+    state, cause, batch = filters.values()
+    rows = Transfer.objects.all()
     rows = rows.filter(state=state) if state else rows
     rows = rows.filter(error_cause=cause) if cause else rows
-    if batch := request.GET.get("batch", ""):
-        rows = rows.filter(batch_id=int(batch)) if batch.isdigit() else rows.none()
+    if batch:
+        rows = rows.filter(batch_id=int(batch)) if batch.isdecimal() and len(batch) < 19 else rows.none()
+    if form := wanted_form(request):
+        named = rows.annotate(item_uuid=_of_item("uuid"), item_name=_of_item("name")).order_by("-pk")
+        return exported(form, "transfers", tuple(COLUMNS), named.values_list(*COLUMNS.values()).iterator(chunk_size=1000))
+    rows = rows.select_related("source", "target", "worker", "batch")
+    for side in ("source", "target"):
+        rows = rows.defer(f"{side}__probe_steps", f"{side}__facts", f"{side}__scan_report")
     found = keyset(request, rows, newest_first=True)
     names = names_of(found.rows)
     return show(
@@ -38,9 +73,50 @@ def transfer_list(request: HttpRequest) -> HttpResponse:
         rows=[(row, names.get((row.kind, row.item_id))) for row in found.rows],
         slice=found,
         states=[each.value for each in TransferState],
-        filters={"state": state, "cause": cause, "batch": batch},
-        filtered=bool(state or cause or batch),
+        filters=filters,
+        filtered=any(filters.values()),
+        exports={form: urlencode({**filters, "format": form}) for form in ("csv", "json")},
+        failed=any(row.state == TransferState.FAILED for row in found.rows),
     )
+
+
+def _of_item(column: str) -> Case:
+    """A column of a transfer's item, whatever its kind."""
+    items = {kind: models.item.objects.filter(pk=OuterRef("item_id")).values(column) for kind, models in KINDS.items()}
+    return Case(*(When(kind=kind, then=Subquery(rows)) for kind, rows in items.items()))
+
+
+@action("transfers/retry/", "transfer_retry")
+def transfer_retry(request: HttpRequest) -> HttpResponse:
+    """Try the chosen transfers again, and say of each what came of it."""
+    chosen = [text for text in request.POST.getlist("transfer") if text.isdecimal() and len(text) < 19][:AT_ONCE]
+    if not chosen:
+        raise Invalid("No transfer was chosen.", remedy="Tick the failed transfers that are to be tried again.")
+    rows = Transfer.objects.filter(pk__in=chosen)
+    before = dict(rows.values_list("pk", "state"))
+    transfers.retry(actor=actor_of(request), transfers=rows, target="transfers")
+    after = list(rows.select_related("batch").order_by("pk"))
+    names = names_of(after)
+    return show(
+        request,
+        "console/results.html",
+        title="Tried again",
+        what="Transfers",
+        back=("Transfers", reverse("console:transfer_list")),
+        rows=[(names.get((row.kind, row.item_id), ("", str(row)))[1], *_came_of(before[row.pk], row)) for row in after],
+    )
+
+
+def _came_of(before: str, row: Transfer) -> tuple[str, str]:
+    """(badge, words) of a transfer after the button was pressed."""
+    if before != TransferState.FAILED:
+        return "waiting", f"It was {before}; only a failed one is tried again."
+    if row.state == TransferState.CANCELLED:
+        return "done", "Not needed any more: its item was deleted, or came by another transfer."
+    if row.batch is not None and not row.batch.open:
+        return "paused", f"Waits for {row.batch.name}, which is not running: resume it, or retry what failed, on its page."
+    words = "Waits for its parent in the chain." if row.state == TransferState.BLOCKED else "It is in the queue again."
+    return "done", words
 
 
 def names_of(rows: Any) -> dict[tuple[str, int], tuple[str, str]]:

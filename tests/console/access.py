@@ -31,7 +31,7 @@ LOOK: dict[str, frozenset[str]] = {
 
 SEND: dict[str, frozenset[str]] = {
     "store_test": OPERATORS, "scan_cancel": OPERATORS, "store_scan": OPERATORS, "store_readonly": ADMINS, "item_ensure": OPERATORS,
-    "item_undelete": ADMINS,
+    "item_undelete": ADMINS, "items_ensure": OPERATORS, "items_delete": ADMINS, "transfer_retry": OPERATORS,
     "drain_start": OPERATORS, "drain_pause": OPERATORS, "drain_resume": OPERATORS, "drain_retry": OPERATORS,
     "token_revoke": EVERYONE, "rollback_retry": ADMINS, "retirement_acknowledge": ADMINS, "retirement_look_again": ADMINS,
     "retirement_cancel": ADMINS,

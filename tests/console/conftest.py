@@ -74,7 +74,7 @@ class Cloud:
         """What the URL of that name takes."""
         kind, store = "template", self.nfs.uuid
         found: dict[str, list[Any]] = {
-            **{of: [kind] for of in ("item_list", "item_deleted")},
+            **{of: [kind] for of in ("item_list", "item_deleted", "items_ensure", "items_delete")},
             **{of: [kind, self.template.uuid] for of in ("item", "item_ensure", "item_delete", "item_undelete")},
             **{of: [store] for of in ("store", "store_test", "store_scan", "store_readonly", "store_remove", "store_edit")},
             **{of: [self.report.uuid] for of in ("preflight", "review")},

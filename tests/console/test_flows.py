@@ -401,7 +401,7 @@ def test_the_audit_trail_is_filtered_and_given_as_a_table(cloud, sign_in):
     page = text(client.get("/audit/?action=conversion"))
     assert "conversion.convert" in page
     assert "test.formula" not in page
-    sheet = client.get("/audit/?format=csv&action=test").content.decode()
+    sheet = b"".join(client.get("/audit/?format=csv&action=test").streaming_content).decode()
     assert "'=cmd()" in sheet
 
 
