@@ -79,7 +79,7 @@ class SourceChanged(StoreError):
 
     cause = "source-changed"
     retryable = True
-    remedy = "Find out who still writes to the source; the copy starts again by itself."
+    remedy = "Find out who still writes to it. It is tried again by itself; once it has failed, scan its store, then retry."
 
 
 class Full(StoreError):

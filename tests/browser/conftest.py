@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.demo.build import build_region
+from tests.demo.build import Scale, build_region
 from tests.servers.process import REPOSITORY, ProcessGroup, free_ports
 
 CHROMIUM = "/usr/bin/chromium"
@@ -40,6 +40,7 @@ from cloudstorage.actors import cli_actor
 from cloudstorage.people import add_user
 add_user(actor=cli_actor(), name="ada", role="storage-admin", password=os.environ["PASSWORD"])
 add_user(actor=cli_actor(), name="vera", role="viewer", password=os.environ["PASSWORD"])
+add_user(actor=cli_actor(), name="audra", role="auditor", password=os.environ["PASSWORD"])
 """
 
 
@@ -50,6 +51,7 @@ class Installation:
     url: str
     swift: Any
     bucket: str
+    exports: dict[str, Path]
 
 
 @pytest.fixture
@@ -67,9 +69,9 @@ def empty_installation(tmp_path_factory: Any, swift_server: Any) -> Iterator[Ins
 
 
 @contextmanager
-def installed(tmp_path: Path, swift_server: Any) -> Iterator[Installation]:
+def installed(tmp_path: Path, swift_server: Any, scale: Scale = "tiny") -> Iterator[Installation]:
     """Database, users, bucket, web server and worker."""
-    exports = build_region(tmp_path / "exports", scale="tiny").zones
+    exports = build_region(tmp_path / "exports", scale=scale).zones
     (port,) = free_ports(1)
     environment = {
         "CLOUDSTORAGE_DATA_DIR": str(tmp_path / "data"),
@@ -79,6 +81,7 @@ def installed(tmp_path: Path, swift_server: Any) -> Iterator[Installation]:
         "CLOUDSTORAGE_REDIS_URL": "",
         "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
         "CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK": "true",
+        "CLOUDSTORAGE_DIRECT_HYPERVISORS": "KVM,XenServer,VMware",
         "CLOUDSTORAGE_NFS_MOUNTS": ",".join(f"{EXPORTS[zone]}={path}" for zone, path in exports.items()),
         "PASSWORD": PASSWORD,
     }
@@ -94,7 +97,7 @@ def installed(tmp_path: Path, swift_server: Any) -> Iterator[Installation]:
         servers.start("worker", [*manage, "worker"], env=environment, cwd=REPOSITORY)
         url = f"http://127.0.0.1:{port}"
         servers.wait_until(lambda: _answers(f"{url}/login/"), "the console")
-        yield Installation(url, swift_server, bucket)
+        yield Installation(url, swift_server, bucket, exports)
     finally:
         servers.stop()
 
