@@ -20,12 +20,14 @@ from cloudstorage.console.exports import exported, wanted_form
 from cloudstorage.console.pages import action, actor_of, keyset, page, redirect, show
 from cloudstorage.errors import Conflict, Invalid, ServiceError
 from cloudstorage.models import AuditEvent
+from stores.admin.chain import family
 from stores.models import KINDS, ImageStore, Kind, Transfer, Zone
 from stores.services import inventory, items, transfers
+from stores.services.reasons import reasons
 from stores.services.undelete import undeletable, undelete_item
 from stores.states import LIVE_REF_STATES, PROVEN, RefState
 
-CHAIN_SHOWN = 50
+FILES_SHOWN = 100
 AT_ONCE = 200
 """Items that one press of a button takes."""
 FILTERS = ("q", "store", "state", "zone")
@@ -195,12 +197,14 @@ def item_page(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpRespons
     item = item_of(of, number)
     chips = chips_of(of, [item.pk])[item.pk]
     files: dict[int, list[Any]] = {}
-    for file in KINDS[of].file.objects.filter(ref_id__in=[chip["ref"].pk for chip in chips]).order_by("path")[:400]:
+    for file in KINDS[of].file.objects.filter(ref_id__in=[chip["ref"].pk for chip in chips]).order_by("path")[:FILES_SHOWN]:
         files.setdefault(file.ref_id, []).append(file)
     names = sorted(
         {inventory.relative_name(chip["ref"].install_path, file.path) for chip in chips for file in files.get(chip["ref"].pk, [])}
     )
     work = Transfer.objects.filter(kind=of, item_id=item.pk).select_related("source", "target", "worker").order_by("-pk")[:10]
+    links = family(item) if of == Kind.SNAPSHOT else []
+    places = chips_of(of, [link.item.pk for link in links if link.item is not None])
     auditor = actor_of(request).may(ActorRole.AUDITOR)
     history = AuditEvent.objects.filter(target=f"{of}:{item.uuid}").order_by("-id")[:20] if auditor else None
     return show(
@@ -211,21 +215,13 @@ def item_page(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpRespons
         item=item,
         copies=[(chip, files.get(chip["ref"].pk, [])) for chip in chips],
         names=names,
-        chain=_chain(item) if of == Kind.SNAPSHOT else [],
-        children=list(item.children.filter(removed=None)[:CHAIN_SHOWN]) if of == Kind.SNAPSHOT else [],
+        chain=[(link, places.get(link.item.pk, []) if link.item else []) for link in links],
+        reasons=[] if item.removed else reasons(of, item),
         transfers=work,
         history=history,
         pending=any(chip["state"] == RefState.PROMISED for chip in chips),
         readable=any(chip["state"] == RefState.READY for chip in chips),
     )
-
-
-def _chain(item: Any) -> list[Any]:
-    """The item's parents, the full snapshot first. One query for each, so only so many."""
-    chain = [item]
-    while chain[0].parent_id is not None and len(chain) < 12:
-        chain.insert(0, chain[0].parent)
-    return chain
 
 
 @page("items/<slug:kind>/deleted/", "item_deleted")

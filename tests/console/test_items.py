@@ -11,9 +11,11 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from stores.models import KINDS, Kind, Template, Transfer
+from stores.admin.chain import family
+from stores.models import KINDS, ImageStore, Kind, Template, Transfer, TransferBatch
 from stores.services import items
-from stores.states import TransferState
+from stores.services.reasons import _of, reasons
+from stores.states import LIVE_REF_STATES, Proof, TransferState
 
 pytestmark = pytest.mark.db
 
@@ -113,3 +115,68 @@ def test_failed_transfers_are_tried_again_and_each_has_its_result(cloud, sign_in
     cloud.drain.batch.__class__.objects.update(open=True)
     Transfer.objects.filter(pk=failed.pk).update(state=TransferState.FAILED)
     assert "It is in the queue again." in text(client.post("/transfers/retry/", chosen))
+
+
+# --- one item --------------------------------------------------------------------------------------------------------------
+
+
+def why(kind: Kind, item) -> dict[str, str]:
+    return {reason.store.name: reason.words for reason in reasons(kind, item)}
+
+
+def test_the_page_says_of_each_store_why_the_item_is_there_or_not(cloud, sign_in):
+    page = text(sign_in("viewer").get(f"/items/template/{cloud.template.uuid}/"))
+    assert "A scan found it there. Nobody has hashed it yet" in page
+    assert "the object store has no more than the promise yet" in page
+    assert "Its copy failed: The server said no. Ask for the right to write." in page
+    full, child = cloud.chain
+    told = why(Kind.SNAPSHOT, child)
+    assert told["nfs-west"] == "The store serves zone west, and the item is known in east."
+    assert "Its copy waits for its parent in the chain." in told["objects"]
+    assert "is not running" in why(Kind.SNAPSHOT, full)["objects"]
+    TransferBatch.objects.update(open=True)
+    assert "Its copy waits for a worker." in why(Kind.SNAPSHOT, full)["objects"]
+    late = cloud.region.volume("late", "east")
+    assert why(Kind.VOLUME, late)["objects"] == "Nothing has promised it there. Bring it, or plan a drain."
+    KINDS[Kind.VOLUME].ref.objects.filter(item=late).delete()
+    assert "nobody asked for this" in why(Kind.VOLUME, late)["nfs-east"]
+
+
+@pytest.mark.parametrize("state", sorted(LIVE_REF_STATES))
+@pytest.mark.parametrize("copied", [None, *TransferState])
+def test_there_is_a_sentence_for_every_state(state, copied):
+    store = ImageStore(pk=1, name="objects", scope="REGION", role="Image")
+    proof = Proof.ATTESTED if state in {"Ready", "Hidden"} else ""
+    ref = KINDS[Kind.VOLUME].ref(store=store, state=state, proof=proof)
+    copy = None if copied is None else Transfer(state=copied, error="It broke.", remedy="Mend it.")
+    found = _of(store, {1: ref}, copy, {"east"})
+    assert found.here == (state in {"Ready", "Hidden"})
+    assert found.words.endswith(".")
+    assert _of(store, {}, copy, {"east"}).words.endswith(".")
+
+
+def test_a_chain_is_a_tree_as_far_as_a_page_goes(cloud, sign_in):
+    client = sign_in("viewer")
+    parent = cloud.chain[-1]
+    for number in range(14):
+        parent = cloud.region.snapshot(f"link-{number}.qcow2", "east", parent=parent)
+    this = parent
+    for number in range(45):
+        cloud.region.snapshot(f"branch-{number}.qcow2", parent=this)
+    address = f"/items/snapshot/{this.uuid}/"
+    with CaptureQueriesContext(connection) as seen:
+        answer = client.get(address)
+    page = text(answer)
+    assert len(seen) <= 30
+    assert len(answer.content) < 100_000
+    assert "6 between" in page
+    assert "full.qcow2" in page
+    assert "link-5.qcow2" in page
+    assert "link-4.qcow2" not in page
+    assert "branch-39.qcow2" in page
+    assert "branch-40.qcow2" not in page
+    assert "and more that build on these" in page
+    top = [link.item.name for link in family(cloud.chain[0]) if link.item]
+    assert top == ["full.qcow2", "child.qcow2", "link-0.qcow2", "link-1.qcow2", "link-2.qcow2", "link-3.qcow2"]
+    levels = [link.level for link in family(cloud.chain[0])]
+    assert levels == [0, 1, 2, 3, 4, 5]
