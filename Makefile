@@ -1,12 +1,12 @@
 # `make demo` shows the product on this machine; `make test` proves it. Both set up all they need first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check demo soak bench openapi clean
+.PHONY: help setup test check demo soak bench openapi screenshots clean
 
 python := .venv/bin/python
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 setup: ## install Debian packages and the virtual environments, when they are missing
 	@tests/servers/setup.sh
@@ -29,6 +29,9 @@ bench: ## against rclone and others, about 30 minutes; ROWS='s3-small tiny' ROUN
 
 openapi: setup ## write the REST API's description to docs/openapi.yaml
 	$(python) manage.py spectacular --file docs/openapi.yaml --validate --fail-on-warn
+
+screenshots: setup ## photograph the console while it does the job, for docs/screenshots; EVERY=folder also takes every page, in both themes
+	$(python) -m tests.browser.screenshots $(if $(EVERY),--every $(EVERY))
 
 clean: ## remove the virtual environments, caches and the demo's data
 	rm -rf .venv .venv-servers var .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
