@@ -249,8 +249,12 @@ def _proven_hashes(kind: Kind, refs: Sequence[Any]) -> dict[int, dict[str, str]]
 
 
 def _next_refs(row: Verification, kind: Kind, refs: QuerySet[Any]) -> list[Any]:
+    """A page of what can be read behind the cursor. One query for each state: asked for both, the database would sort all that
+    is left of the store for every page."""
     behind = refs.filter(pk__gt=row.cursor.get(kind, 0)).order_by("pk")
-    return list(behind.select_related("item__account").prefetch_related("files")[:_REFS])
+    behind = behind.select_related("item__account").prefetch_related("files")
+    found = {ref.pk: ref for state in READABLE for ref in behind.filter(state=state)[:_REFS]}
+    return [found[pk] for pk in sorted(found)[:_REFS]]
 
 
 def sampled(identity: bytes, row: Verification) -> bool:
