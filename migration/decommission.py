@@ -468,7 +468,7 @@ def _to_trash(driver: StoreDriver, file: RetiredFile) -> bool:
 
 def purge() -> None:
     """Finally remove what retired stores had and that has been in their trash for the grace time."""
-    before = timezone.now() - timedelta(seconds=settings.TRASH_GRACE_SECONDS)
+    before = Now() - timedelta(seconds=settings.TRASH_GRACE_SECONDS)
     for row in Decommission.objects.filter(state=DecommissionState.IN_TRASH, in_trash_at__lt=before).select_related("store"):
         try:
             driver_for(row.store).purge_trash(older_than=settings.TRASH_GRACE_SECONDS)

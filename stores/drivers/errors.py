@@ -46,6 +46,13 @@ class LockedOut(AccessDenied):
     remedy = "Give the store credentials that may read and write there (store_update); work resumes by itself once it lets us in."
 
 
+class WrongClock(LockedOut):
+    """The store takes no request of a host whose clock differs so much from its own."""
+
+    cause = "wrong-clock"
+    remedy = "Synchronise the clock of the worker's host (NTP); it goes on by itself, and other workers do meanwhile."
+
+
 class Unavailable(StoreError):
     """The store does not answer, or a mount or its marker is missing; nothing can be said of what it holds."""
 

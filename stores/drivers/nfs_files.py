@@ -213,10 +213,15 @@ def _bring_back(root: int, trash: int, batch: str, names: Sequence[str]) -> None
 
 
 def purge(trash: int, *, older_than: float) -> int:
-    """Finally remove what was moved to the trash more than `older_than` seconds ago; returns how many files."""
+    """Finally remove what was moved to the trash more than `older_than` seconds ago; returns how many files.
+
+    By the file server's clock alone: that of a host may have jumped, when it deleted or now.
+    """
     removed = 0
+    os.utime(trash)
+    now = os.stat(trash).st_mtime
     for batch in sorted(_batches(trash)):
-        if time.time() - int(batch.partition("-")[0]) >= older_than:
+        if now - os.stat(batch, dir_fd=trash, follow_symlinks=False).st_mtime >= older_than:
             removed += remove_tree(trash, batch)
     return removed
 

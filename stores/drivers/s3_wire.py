@@ -37,6 +37,7 @@ from stores.drivers.errors import (
     Throttled,
     Unavailable,
     UploadGone,
+    WrongClock,
 )
 from stores.drivers.s3_bodies import OPERATIONS, POOL, BodySender
 from stores.drivers.s3_options import Settings
@@ -238,13 +239,10 @@ _CREDENTIALS = {
     "UnauthorizedAccess": ("accesskey", "the credentials are not valid"),
     "AllAccessDisabled": ("bucket", "all access to the bucket is switched off"),
 }
-_CLOCK = "the clocks of this machine and of {settings.host} differ too much; synchronise them (NTP)"
 _REGION = "the bucket is not in region {settings.region!r}, or is served elsewhere"
 _SETTINGS = {
     "NoSuchBucket": ("bucket", "there is no bucket {settings.bucket!r}"),
     "InvalidBucketName": ("bucket", "{settings.bucket!r} is no valid bucket name"),
-    "RequestTimeTooSkewed": (None, _CLOCK),
-    "RequestExpired": (None, _CLOCK),
     "AuthorizationHeaderMalformed": ("region", _REGION),
     "PermanentRedirect": ("region", _REGION),
     "TemporaryRedirect": ("region", _REGION),
@@ -296,6 +294,8 @@ def _known_code(code: str, what: str, where: str, settings: Settings) -> StoreEr
     if code in _CREDENTIALS:
         field, meaning = _CREDENTIALS[code]
         return LockedOut(f"{what}{meaning} ({where}).", field=field)
+    if code in {"RequestTimeTooSkewed", "RequestExpired"}:
+        return WrongClock(f"{what}the clocks of this machine and of {settings.host} differ too much ({where}).")
     if code in _SETTINGS:
         option, meaning = _SETTINGS[code]
         return Misconfigured(f"{what}{meaning.format(settings=settings)} ({where}).", field=option)

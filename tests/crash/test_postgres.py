@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from tests.demo.build import BuiltFile, BuiltItem, BuiltRegion, hash_file
 from tests.servers.mounts import SmallDisk
 from tests.servers.postgres import PostgresServer
 from tests.servers.process import REPOSITORY
+from tests.soak.clock import ProcessClock
 
 pytestmark = [pytest.mark.live, pytest.mark.crash]
 
@@ -81,8 +82,10 @@ class Site:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {SAVED} STRATEGY file_copy".encode())
         self.ground.restore(SAVED)
 
-    def worker(self, name: str) -> Machine:
-        machine = Machine.worker(self.environment, self.ground.folder / f"{name}-{uuid.uuid4().hex[:6]}.log")
+    def worker(self, name: str, environment: Mapping[str, str] | None = None) -> Machine:
+        machine = Machine.worker(
+            self.environment | dict(environment or {}), self.ground.folder / f"{name}-{uuid.uuid4().hex[:6]}.log"
+        )
         wait_for(machine.queue_workers, "the queue cluster", machine)
         return machine
 
@@ -205,6 +208,25 @@ def test_worker_that_slept_past_its_lease_changes_nothing_when_it_wakes_up(site)
         wait_for(lambda: site.count(beats), "the sleeper to wake up", sleeper)
         wait_for(lambda: not sleeper.copying(path), "the sleeper's copy to end", sleeper)
         assert everything(site) == before
+    site.assert_complete()
+
+
+def test_worker_goes_on_when_its_clock_is_right_again_that_was_hours_ahead_and_behind(site, tmp_path):
+    clock = ProcessClock(tmp_path)
+    if not (preloaded := clock.environment):
+        pytest.skip("without a compiler the clock of a process cannot be set")
+    with site.worker("jumper", preloaded) as machine:
+        site.begin()
+        wait_for(lambda: site.has_part() and site.proven() >= 5, "a drain under way", machine)
+        refused = "SELECT count(*) FROM stores_workerreach WHERE NOT ok AND error LIKE '%clocks%'"
+        for hours in (2, -2):
+            clock.set(hours * 3600)
+            wait_for(lambda: site.count(refused), "the worker to be refused", machine)
+            clock.set(0)
+            wait_for(lambda: not site.count(refused), "the worker to be let in again", machine)
+        assert not site.count("SELECT count(*) FROM stores_transfer WHERE state = 'Failed' OR faults > 0")
+        site.hurry()
+        wait_for(site.finished, "the drain", machine)
     site.assert_complete()
 
 

@@ -218,13 +218,28 @@ def test_deleted_file_lies_in_the_trash_when_its_time_is_not_up(driver: NFSDrive
     assert abs(int(batch.name.partition("-")[0]) - time.time()) < 60
     assert driver.purge_trash(older_than=3600) == 0
     assert (batch / KEY).exists()
-    batch.rename(batch.with_name(f"{int(time.time()) - 7200}-{batch.name.partition('-')[2]}"))
+    os.utime(batch, (time.time() - 7200,) * 2)
     (export / ".cs-trash" / "notes").mkdir()
     assert driver.delete("volumes/1/2/v") is True
     assert driver.purge_trash(older_than=3600) == 1
     assert len(list((export / ".cs-trash").iterdir())) == 2
     assert driver.purge_trash(older_than=0) == 1
     assert [path.name for path in (export / ".cs-trash").iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("days", [-30, 30])
+def test_trash_is_kept_for_its_time_when_the_clock_of_a_host_jumps(
+    driver: NFSDriver, export: Path, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    now = time.time
+    for shift in (0, days * 86400):
+        monkeypatch.setattr(time, "time", lambda shift=shift: now() + shift)
+        put(driver, KEY, b"precious")
+        assert driver.delete(KEY)
+        assert driver.purge_trash(older_than=3600) == 0
+    monkeypatch.undo()
+    assert driver.purge_trash(older_than=3600) == 0
+    assert len(list((export / ".cs-trash").rglob(KEY.rpartition("/")[2]))) == 2
 
 
 def test_emptied_folders_go_when_their_last_file_is_deleted(driver: NFSDriver, export: Path) -> None:

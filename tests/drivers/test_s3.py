@@ -32,6 +32,7 @@ from stores.drivers.errors import (
     Unavailable,
     UnsafeName,
     UploadGone,
+    WrongClock,
 )
 from stores.drivers.probe import facts_of
 from stores.drivers.s3 import S3Driver
@@ -222,7 +223,7 @@ def test_key_is_refused_when_s3_has_no_room_for_it() -> None:
         (400, "XAmzContentChecksumMismatch", Corrupt, None),
         (412, "PreconditionFailed", AlreadyExists, None),
         (400, "AuthorizationHeaderMalformed", Misconfigured, "region"),
-        (403, "RequestTimeTooSkewed", Misconfigured, None),
+        (403, "RequestTimeTooSkewed", WrongClock, None),
         (403, "QuotaExceeded", Full, None),
         (507, "InsufficientStorage", Full, None),
         (500, "InternalError", Unavailable, None),

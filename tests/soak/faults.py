@@ -61,8 +61,8 @@ class Faults:
             take_back()
         self._endings = []
         self._site.http.clear_rules()
-        if self._site.has_clock:
-            self._site.set_clock(0)
+        if self._site.clock.is_there:
+            self._site.clock.set(0)
 
     def strike(self) -> str:
         """One fault or kill; what it was."""
@@ -169,10 +169,10 @@ class Faults:
     # --- clocks and processes ------------------------------------------------------------------------------------------------------
 
     def _clock(self) -> str:
-        if not self._site.has_clock:
+        if not self._site.clock.is_there:
             return "nothing: there is no compiler for the clock"
         seconds = self._random.randint(-FURTHEST, FURTHEST)
-        self._site.set_clock(seconds)
+        self._site.clock.set(seconds)
         return self._fault("clock: jumped")
 
     def _stop(self) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import struct
 import subprocess
 import sys
 import uuid
@@ -26,6 +24,7 @@ from tests.servers.postgres import PostgresServer
 from tests.servers.process import REPOSITORY, free_ports
 from tests.servers.proxy import LoggingHttpProxy, TcpProxy
 from tests.servers.swift import SwiftServer
+from tests.soak.clock import ProcessClock
 from tests.soak.ledger import Entry
 
 SMALL_PER_MINUTE, LARGE_PER_MINUTE = 60, 2
@@ -59,7 +58,7 @@ class Site:
         self._ends = contextlib.ExitStack()
         self.machines: dict[str, Machine] = {}
         self.exports: dict[str, BindMount] = {}
-        self.shift = folder / "shift"
+        self.clock = ProcessClock(folder)
 
     def __enter__(self) -> Self:
         enter = self._ends.enter_context
@@ -145,28 +144,8 @@ class Site:
             ]
             self.machines[name] = Machine(served, self.environment, log)
         else:
-            clock = self._clock() if name == CLOCKED else {}
+            clock = self.clock.environment if name == CLOCKED else {}
             self.machines[name] = Machine.worker(self.environment | clock, log)
-
-    def _clock(self) -> dict[str, str]:
-        library = self.folder / "clock.so"
-        if not library.exists():
-            compiler = shutil.which("cc")
-            if compiler is None:
-                return {}
-            self.shift.write_bytes(bytes(8))
-            subprocess.run(
-                [compiler, "-shared", "-fPIC", "-O", "-o", library, Path(__file__).with_name("clock.c"), "-ldl"], check=True
-            )
-        return {"LD_PRELOAD": str(library), "SOAK_CLOCK": str(self.shift)}
-
-    @property
-    def has_clock(self) -> bool:
-        return self.shift.exists()
-
-    def set_clock(self, seconds: int) -> None:
-        with self.shift.open("r+b") as file:
-            file.write(struct.pack("l", seconds))
 
     def start_machines(self) -> None:
         for name in (*WORKERS, "web"):
