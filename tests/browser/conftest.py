@@ -39,7 +39,6 @@ import os
 from cloudstorage.actors import cli_actor
 from cloudstorage.people import add_user
 add_user(actor=cli_actor(), name="ada", role="storage-admin", password=os.environ["PASSWORD"])
-add_user(actor=cli_actor(), name="vera", role="viewer", password=os.environ["PASSWORD"])
 add_user(actor=cli_actor(), name="audra", role="auditor", password=os.environ["PASSWORD"])
 """
 
@@ -58,13 +57,6 @@ class Installation:
 def installation(tmp_path: Path, swift_server: Any) -> Iterator[Installation]:
     """An empty cloud with exports that nobody told it of; stopped with the test."""
     with installed(tmp_path, swift_server) as found:
-        yield found
-
-
-@pytest.fixture(scope="session")
-def empty_installation(tmp_path_factory: Any, swift_server: Any) -> Iterator[Installation]:
-    """The same for all tests that change nothing."""
-    with installed(tmp_path_factory.mktemp("empty"), swift_server) as found:
         yield found
 
 

@@ -135,6 +135,26 @@ def test_no_page_shuts_anybody_out_or_leaves_the_screen(tab: Page, scene: Scene)
     assert {page: told for page, told in found.items() if told} == {}
 
 
+@pytest.mark.parametrize("scene", ["empty"], indirect=True)
+def test_a_form_that_was_refused_shuts_nobody_out(tab: Page, scene: Scene):
+    forms = {"/zones/add/": "Add the zone", "/people/add/": "Add the user", "/migration/new/?provider=S3": "Run the preflight"}
+    for page, button in forms.items():
+        tab.goto(scene.url + page)
+        tab.get_by_role("button", name=button).click()
+        tab.locator("[aria-invalid=true]").first.wait_for()
+        assert faults(tab) == [], page
+
+
+@pytest.mark.parametrize("scene", ["empty"], indirect=True)
+def test_the_theme_follows_the_switch(tab: Page, scene: Scene):
+    tab.goto(scene.url)
+    seen = set()
+    for _ in range(3):
+        seen.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+        tab.locator(".theme-toggle").click()
+    assert len(seen) == 2
+
+
 def test_the_sign_in_shuts_nobody_out(chromium: Browser, live_server: Any):
     context = chromium.new_context(reduced_motion="reduce")
     tab = context.new_page()

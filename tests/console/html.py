@@ -1,8 +1,9 @@
-"""Reads a page as a strict browser would, and says what a content security policy would forbid."""
+"""Reads a page as a strict browser would: what a content security policy would forbid, and where the page leads."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from urllib.parse import urlsplit
 
 
 class Strict(HTMLParser):
@@ -45,3 +46,21 @@ class Strict(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._script = ""
+
+
+class Offers(HTMLParser):
+    """Collects where a page leads: the paths of its links, and of the forms that it sends."""
+
+    def __init__(self, page: str, at: str) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.forms: set[str] = set()
+        self._at = at
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "a" and given.get("href", "").startswith("/"):
+            self.links.add(urlsplit(given["href"]).path)
+        if tag == "form" and given.get("method") == "post":
+            self.forms.add(urlsplit(given.get("action") or self._at).path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from django.urls import resolve
 
 from cloudstorage.models import AuditEvent
 from tests.console.access import ELSEWHERE, LOOK, OF_THE_ADMIN, SEND, address, every_address
 from tests.console.conftest import ROLES
+from tests.console.html import Offers
 
 pytestmark = pytest.mark.db
 
@@ -30,6 +32,20 @@ def test_each_role_sees_its_pages_and_no_others(cloud, sign_in, role):
     pages = LOOK | OF_THE_ADMIN
     statuses = {name: client.get(address(cloud, name)).status_code for name in pages}
     assert statuses == {name: STATUS.get(name, 200) if role in roles else 403 for name, roles in pages.items()}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_is_offered_what_it_would_be_refused(cloud, sign_in, role):
+    client = sign_in(role)
+    found = []
+    for name in (name for name, roles in LOOK.items() if role in roles):
+        where = address(cloud, name)
+        offers = Offers(b"".join(client.get(where)).decode(), where)
+        links = {resolve(path).url_name for path in offers.links if not path.startswith(("/api/", "/static/"))}
+        forms = {resolve(path).url_name for path in offers.forms} & SEND.keys()  # a list of the admin is a form without a button
+        found += [(name, link) for link in links if role not in LOOK[link]]
+        found += [(name, form) for form in forms if role not in SEND[form]]
+    assert found == []
 
 
 @pytest.mark.parametrize("role", ROLES)
