@@ -352,9 +352,7 @@ class Pump:
         if not job.files:
             transfers.fail(job, NotFound(f"Nothing of {job.item.name} is on {transfer.source.name} any more."))
             return
-        throttles = [self._throttles["store", transfer.source_id]]
-        if transfer.batch_id is not None:
-            throttles.append(self._throttles["batch", transfer.batch_id])
+        throttles = self._throttles_of(transfer)
         recorded = {upload.key: _recorded(upload) for upload in job.uploads}
         running = _Running(
             job, Control(throttles), time.monotonic(), recorded, identity_of(job.item, self._cloud, files=len(job.files))
@@ -363,6 +361,17 @@ class Pump:
         running.control.valid_until = running.renewed + settings.LEASE_SECONDS / 2
         with self._handover:
             self._waiting[transfer.pk] = running
+
+    def _throttles_of(self, transfer: Transfer) -> list[Throttle]:
+        """A new one begins with all of the limit, for not a byte may pass without; at the next steer it gets our part of it."""
+        if (store := ("store", transfer.source_id)) not in self._throttles:
+            self._throttles[store].set_rate(transfer.source.read_limit)
+        if transfer.batch_id is None:
+            return [self._throttles[store]]
+        if (batch := ("batch", transfer.batch_id)) not in self._throttles:
+            limits = TransferBatch.objects.filter(pk=transfer.batch_id).values_list("bandwidth", flat=True)
+            self._throttles[batch].set_rate(limits.first())
+        return [self._throttles[store], self._throttles[batch]]
 
     def _start_waiting(self) -> None:
         """Begin what has a free slot and, in its batch, a seat; give back what cannot begin."""

@@ -11,6 +11,7 @@ from migration import drain
 from migration.conversion import convert
 from migration.models import Drain
 from migration.states import DrainState
+from stores.copier import CopyEngine
 from stores.drivers.errors import AccessDenied
 from stores.models import KINDS, ImageStore, Kind, Transfer, Worker, WorkerReach
 from stores.services import holds, transfers
@@ -174,6 +175,26 @@ def test_limits_change_while_it_runs_and_bad_ones_change_nothing(converted, oper
         assert refusal.value.field == field
     row.batch.refresh_from_db()
     assert row.batch.concurrency == 3
+
+
+def test_limits_hold_from_the_first_byte_on(converted, worker, operator, monkeypatch):
+    row = drain.plan(actor=operator, conversion=converted, canary_items=0, bandwidth=10**7)
+    ImageStore.objects.filter(scope="ZONE").update(read_limit=10**6)
+    seen = []
+    copy_item = CopyEngine.copy_item
+
+    def look(engine, *arguments, control, **options):
+        seen.append([throttle.rate for throttle in control.throttles])
+        return copy_item(engine, *arguments, control=control, **options)
+
+    monkeypatch.setattr(CopyEngine, "copy_item", look)
+    drain.start(actor=operator, drain=row)
+    drain.advance(row)
+    pump(worker)
+    assert len(seen) == 6
+    for rates in seen:
+        assert len(rates) == 2
+        assert all(rate is not None and 0 < rate <= 10**7 for rate in rates)
 
 
 def test_a_viewer_may_look_and_not_touch(converted, operator, viewer):
