@@ -143,8 +143,8 @@ def end_for_rollback(conversion: Conversion) -> int:
     return len(ended)
 
 
-def retry_failed(*, actor: Actor, drain: Drain) -> int:
-    """Try what failed again; returns how many. Raises Conflict where the drain's state does not allow it."""
+def retry_failed(*, actor: Actor, drain: Drain, cause: str = "") -> int:
+    """Try what failed again, of one cause or of all; returns how many. Raises Conflict where the drain's state forbids it."""
     with audited(actor, ActorRole.OPERATOR, "drain.retry", f"drain:{drain.uuid}"):
         _refuse_ended(drain.conversion)
         if live := _live_drains(drain.conversion).exclude(pk=drain.pk).first():
@@ -153,8 +153,9 @@ def retry_failed(*, actor: Actor, drain: Drain) -> int:
         if drain.state == DrainState.RUNNING:
             _open(drain)
         rows = Transfer.objects.filter(batch=drain.batch_id)
+        rows = rows.filter(error_cause=cause) if cause else rows
         count = transfers.retry(actor=actor, transfers=rows, target=f"drain:{drain.uuid}")
-        record(actor, "drain.retry", f"drain:{drain.uuid}", count=count)
+        record(actor, "drain.retry", f"drain:{drain.uuid}", count=count, cause=cause)
         return count
 
 
@@ -495,6 +496,7 @@ def _running(rows: Any) -> list[dict[str, Any]]:
                 "waiting_on": row.waiting_on,
                 "worker": str(row.worker) if row.worker else "",
                 "heartbeat": row.worker.heartbeat if row.worker else None,
+                "progress": row.progress_at,
                 "stuck": f"stuck {silent:.0f} s on {at.name}" if silent > STUCK_SECONDS else "",
             }
         )
@@ -515,14 +517,17 @@ def _zones(rows: Any) -> list[dict[str, Any]]:
     grouped = rows.exclude(state=TransferState.CANCELLED).values("source__zone__name", "state")
     for row in grouped.annotate(n=Count("pk"), total=Sum("bytes_total"), done=Sum("bytes_done")).order_by("source__zone__name"):
         name = row["source__zone__name"] or "region"
-        fresh = {"zone": name, "items": 0, "items_proven": 0, "bytes": 0, "proven": 0, "copied": 0, "remaining": 0}
-        zone = zones.setdefault(name, fresh)
+        counts = ("items", "items_proven", "items_running", "items_failed", "bytes", "proven", "copied", "remaining")
+        zone = zones.setdefault(name, {"zone": name, **dict.fromkeys(counts, 0)})
         zone["items"] += row["n"]
         zone["bytes"] += row["total"] or 0
         if row["state"] == TransferState.PROVEN:
             zone["items_proven"] += row["n"]
             zone["proven"] += row["total"] or 0
-        elif row["state"] != TransferState.FAILED:
+        elif row["state"] == TransferState.FAILED:
+            zone["items_failed"] += row["n"]
+        else:
+            zone["items_running"] += row["n"] if row["state"] == TransferState.RUNNING else 0
             zone["copied"] += row["done"] or 0
     for zone in zones.values():
         zone["remaining"] = zone["bytes"] - zone["proven"] - zone["copied"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet, Sum
 from django.db.models.functions import Now
 
 from cloudstorage.commands import human_bytes
@@ -159,6 +159,13 @@ def _away(kind: Kind, homes: Homes) -> QuerySet[Any]:
     original = refs.filter(before, item=OuterRef("item"), store__in=list(homes.exports), state__in=READABLE)
     away: QuerySet[Any] = refs.filter(~Exists(original), store=homes.conversion.object_store, state__in=READABLE)
     return away
+
+
+def away(conversion: Conversion) -> tuple[int, int]:
+    """(items, bytes) that a roll-back would bring home, as the rows are now; a query for each kind, and no store is asked."""
+    homes = homes_of(conversion)
+    found = [_away(kind, homes).aggregate(items=Count("pk"), bytes=Sum("size")) for kind in KINDS]
+    return sum(kind["items"] for kind in found), sum(kind["bytes"] or 0 for kind in found)
 
 
 def homeless(homes: Homes) -> bool:

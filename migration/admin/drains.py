@@ -14,10 +14,11 @@ from cloudstorage.console.forms import Field, filled, misplaced
 from cloudstorage.console.pages import action, actor_of, fragment, page, redirect, show
 from cloudstorage.errors import ServiceError
 from migration import drain as drains
+from migration import homeward
 from migration.admin.chart import draw
 from migration.admin.conversions import limit_fields, whole_number
 from migration.models import Drain
-from migration.states import DrainEvent, DrainState
+from migration.states import ConversionState, DrainEvent, DrainState
 from stores.models import ImageStore
 
 LIVE = (DrainState.CANARY, DrainState.RUNNING)
@@ -48,6 +49,8 @@ def _live(row: Drain, request: HttpRequest) -> dict[str, Any]:
         "now": now,
         "running": now.state in LIVE,
         "buttons": buttons if may else [],
+        "can_retry": may and DrainEvent.RETRY in now.allowed,
+        "on_nfs": {"items": now.items["total"] - now.items["proven"], "bytes": now.bytes["total"] - now.bytes["proven"]},
         "can_cancel": may and DrainEvent.CANCEL in now.allowed,
         "end": drains.expected_end(now),
         "chart": draw(drains.history(row, points=120), now.bytes["total"]),
@@ -70,6 +73,7 @@ def drain_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         title=row.batch.name,
         fields=[*filled(limit_fields(), limits), *read],
         samples=drains.history(row, points=12),
+        away=homeward.away(row.conversion) if row.conversion.state == ConversionState.CONVERTED else None,
         **context,
     )
 
@@ -114,9 +118,10 @@ def resume(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 
 @action("migration/drains/<uuid:number>/retry/", "drain_retry")
 def retry(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
-    """Try what failed again."""
-    count = drains.retry_failed(actor=actor_of(request), drain=drain_of(number))
-    messages.success(request, f"{count} failed items are tried again.")
+    """Try what failed again, of one cause or of all."""
+    cause = request.POST.get("cause", "")
+    count = drains.retry_failed(actor=actor_of(request), drain=drain_of(number), cause=cause)
+    messages.success(request, f"{count} failed item{'' if count == 1 else 's'} tried again{f' ({cause})' if cause else ''}.")
     return redirect("console:drain", number)
 
 

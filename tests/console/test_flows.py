@@ -276,7 +276,7 @@ def test_failures_stand_by_cause_with_their_remedy_and_are_tried_again(cloud, si
     assert "Ask for the right to write." in page
     client.post(f"/migration/drains/{cloud.drain.uuid}/pause/")
     said = text(client.post(f"/migration/drains/{cloud.drain.uuid}/retry/", follow=True))
-    assert "1 failed items are tried again" in said
+    assert "1 failed item tried again" in said
     assert not Transfer.objects.filter(state=TransferState.FAILED).exists()
 
 
