@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
 from django.http import HttpRequest, HttpResponse
@@ -26,6 +28,7 @@ User = get_user_model()
 entry(40, "People", "Users", "auth_user_changelist", "people", ActorRole.STORAGE_ADMIN)
 entry(41, "People", "Tokens", "token_list", "key")
 entry(42, "People", "Audit trail", "audit_list", "audit", ActorRole.AUDITOR)
+entry(50, "Installation", "Settings", "setting_list", "menu", ActorRole.STORAGE_ADMIN)
 
 ROLES = tuple((role.value, role.value) for role in ActorRole)
 
@@ -168,3 +171,19 @@ def audit(request: HttpRequest) -> HttpResponseBase:
         return exported(form, "audit", columns, rows.order_by("-id").values_list(*columns).iterator())
     found = keyset(request, rows, newest_first=True)
     return show(request, "console/audit.html", title="Audit trail", slice=found, filters=filters, filtered=any(filters.values()))
+
+
+# --- settings --------------------------------------------------------------------------------------------------------------
+
+_MEANING = re.compile(r"^\| `(?P<name>[A-Z_]+)` \|[^|]*\| (?P<words>.*) \|$", re.MULTILINE)
+
+
+@page("settings/", "setting_list", ActorRole.STORAGE_ADMIN)
+def setting_list(request: HttpRequest) -> HttpResponse:
+    """Every setting with its value, where that came from, and what it means; of secrets only that they are set."""
+    try:
+        meanings = dict(_MEANING.findall((settings.BASE_DIR / "docs" / "settings.md").read_text()))
+    except OSError:
+        meanings = {}  # an installation without its documents
+    rows = [(setting, meanings.get(setting.name, "")) for setting in settings.SETTINGS_READ]
+    return show(request, "console/settings.html", title="Settings", rows=rows)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import environ
 from csp.constants import NONE, SELF
 from django.core.management.utils import get_random_secret_key
 
+from cloudstorage.environment import NotedEnvironment
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"
-env = environ.Env()
+env = NotedEnvironment()
 
 DATA_DIR = Path(env("CLOUDSTORAGE_DATA_DIR", default=str(BASE_DIR / "var"))).resolve()
 SECRET_KEYS_FILE = env("CLOUDSTORAGE_SECRET_KEYS_FILE", default=str(DATA_DIR / "secret-keys"))
@@ -136,6 +137,7 @@ AUTH_PASSWORD_VALIDATORS = [
 AXES_FAILURE_LIMIT = 10
 AXES_COOLOFF_TIME = 0.25  # hours
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_LOCKOUT_CALLABLE = "cloudstorage.console.failures.locked_out"
 AXES_VERBOSE = False
 LOGIN_URL = "console:login"
 LOGIN_REDIRECT_URL = "console:index"
@@ -250,3 +252,5 @@ LOGGING = {
     "root": {"handlers": ["stderr"], "level": env("CLOUDSTORAGE_LOG_LEVEL", default="INFO")},
     "loggers": {"django-q": {"handlers": ["stderr"], "level": "WARNING", "propagate": False}},
 }
+
+SETTINGS_READ = sorted(env.noted.values(), key=lambda setting: setting.name)  # for the console's page of them

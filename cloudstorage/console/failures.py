@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
+from cloudstorage.commands import human_seconds
 from cloudstorage.console.pages import failure
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,24 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
     """404."""
     message = "There is no such page. What it showed may have been removed meanwhile."
     return failure(request, 404, "Not found", message, "Start from the overview, or check the address.")
+
+
+def not_allowed(request: HttpRequest, allowed: Sequence[str]) -> HttpResponse:
+    """405."""
+    message = "This address takes what a button sends; there is nothing to look at."
+    response = failure(request, 405, "Not a page", message, "Go back to the page with the button, and press it there.")
+    response["Allow"] = ", ".join(allowed)
+    return response
+
+
+def locked_out(request: HttpRequest, *_: Any) -> HttpResponse:
+    """429: too many failed sign-ins; the settings name this function."""
+    seconds = int(settings.AXES_COOLOFF_TIME * 3600)
+    message = f"Too many sign-ins with a wrong password: this name is not let in from this address for {human_seconds(seconds)}."
+    remedy = "Wait, then try again. A password that was forgotten is set anew on the server: manage.py changepassword NAME"
+    response = failure(request, 429, "Wait before you try again", message, remedy)
+    response["Retry-After"] = str(seconds)
+    return response
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
@@ -128,7 +128,9 @@ def _guard(view: View, role: ActorRole, form: ActorRole, *, only_post: bool) -> 
         if not request.user.is_authenticated or not request.user.is_active:
             return redirect_to_login(request.get_full_path(), reverse("console:login"))
         if only_post and request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
+            from cloudstorage.console.failures import not_allowed
+
+            return not_allowed(request, ["POST"])
         try:
             _admit(request, actor, form if request.method == "POST" else role)
             return view(request, *args, **kwargs)

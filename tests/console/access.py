@@ -20,7 +20,7 @@ LOOK: dict[str, frozenset[str]] = {
     "drain_live": EVERYONE, "preflight_list": EVERYONE, "preflight": EVERYONE, "verification_list": EVERYONE,
     "verification": EVERYONE, "scan_list": EVERYONE, "scan": EVERYONE, "token_list": EVERYONE, "token_add": EVERYONE,
     "audit_list": frozenset({"auditor"}), "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS,
-    "user_add": ADMINS, "wizard": ADMINS, "review": ADMINS,
+    "user_add": ADMINS, "wizard": ADMINS, "review": ADMINS, "setting_list": ADMINS,
     "retirement_list": EVERYONE, "retirement": EVERYONE, "retirement_report": EVERYONE, "retire": ADMINS, "retirement_files": ADMINS,
     "item_delete": ADMINS, "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
     "commit": EVERYONE, "rollback": EVERYONE, "rollback_abandon": ADMINS,

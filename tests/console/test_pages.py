@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
@@ -159,3 +161,33 @@ def test_an_error_of_ours_is_a_page_with_a_request_id(cloud, sign_in, monkeypatc
     answer = client.get("/workers/")
     assert answer.status_code == 500
     assert answer["X-Request-Id"] in answer.content.decode()
+
+
+def test_a_buttons_address_is_no_page_and_says_so(cloud, sign_in):
+    answer = sign_in("operator").get(address(cloud, "drain_start"))
+    page = answer.content.decode()
+    assert (answer.status_code, answer["Allow"]) == (405, "POST")
+    assert "Go back to the page with the button" in page
+    assert answer["X-Request-Id"] in page
+
+
+def test_who_guesses_passwords_is_told_how_long_to_wait(client, settings, db):
+    settings.AXES_FAILURE_LIMIT = 2
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    for _ in range(2):
+        answer = client.post("/login/", {"username": "ada", "password": "wrong"}, REMOTE_ADDR="192.0.2.7")
+    page = answer.content.decode()
+    assert (answer.status_code, answer["Retry-After"]) == (429, "900")
+    assert "for 15 min" in page
+    assert answer["X-Request-Id"] in page
+    assert Strict(page).faults == []
+
+
+def test_settings_are_shown_with_their_source_and_meaning_and_without_secrets(sign_in, settings):
+    page = " ".join(sign_in("storage-admin").get("/settings/").content.decode().split())
+    documented = set(re.findall(r"^\| `([A-Z_]+)`", (settings.BASE_DIR / "docs" / "settings.md").read_text(), re.MULTILINE))
+    assert {setting.name for setting in settings.SETTINGS_READ} == documented | {"CLOUDSTORAGE_QUEUE_MUTED"}, "which is for tests"
+    assert all(f"<code>{name}</code>" in page for name in documented)
+    assert "of time windows and of times in the console" in page
+    assert settings.SECRET_KEY not in page
+    assert settings.QUEUE_SECRET_KEY not in page
