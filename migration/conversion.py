@@ -361,11 +361,12 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
         ConversionStore(conversion=conversion, store=nfs, former_role=nfs.role, former_readonly=nfs.readonly)
         for nfs in gate.stores
     )
+    fresh = not any(models.ref.objects.filter(store=store).exists() for models in KINDS.values())
     promised = {kind: _promise(kind, gate.stores, store, now) for kind in KINDS}
     staging, templates = _hold_still(gate, conversion)
     if connection.features.has_select_for_update:
         promised = {kind: promised[kind] + _catch_up(kind, gate.stores, store, now) for kind in KINDS}
-    counted = {kind: _count(kind, gate.stores, staging, store) for kind in KINDS}
+    counted = {kind: _count(kind, gate.stores, staging, store, fresh=fresh) for kind in KINDS}
     zone_refs = _show_in_all_zones(conversion, store, now)
     ImageStore.objects.filter(pk__in=[nfs.pk for nfs in gate.stores]).update(role=Role.IMAGE_CACHE)
     Preflight.objects.exclude(sealed="").update(sealed="")
@@ -423,12 +424,17 @@ def _make_region_wide(stores: Sequence[ImageStore], conversion: Conversion) -> i
     return local.update(cross_zones=True, cross_zones_by=conversion.uuid)
 
 
-def _count(kind: Kind, stores: Sequence[ImageStore], staging: Sequence[int], target: ImageStore) -> int:
-    """Raise the count of every copy of a promised item, on the converted stores and where it was staged before."""
-    refs = KINDS[kind].ref.objects
-    # Not EXISTS: without statistics SQLite looks each item up by store and state, and so reads all promises for each.
-    promised = refs.filter(store=target, state=RefState.PROMISED).values("item")
-    copies = refs.filter(item__in=promised, store__in=[*(store.pk for store in stores), *staging], state__in=READABLE)
+def _count(kind: Kind, stores: Sequence[ImageStore], staging: Sequence[int], target: ImageStore, *, fresh: bool) -> int:
+    """Raise the count of every copy of a promised item, on the converted stores and where it was staged before.
+
+    `fresh`: no ref was on the target, so every readable item of the stores is promised, and none need be looked up.
+    """
+    copies = _readable(kind, stores)
+    if staging or not fresh:
+        refs = KINDS[kind].ref.objects
+        # Not EXISTS: without statistics SQLite looks each item up by store and state, and so reads all promises for each.
+        promised = refs.filter(store=target, state=RefState.PROMISED).values("item")
+        copies = refs.filter(item__in=promised, store__in=[*(store.pk for store in stores), *staging], state__in=READABLE)
     return int(copies.update(ref_cnt=F("ref_cnt") + 1))
 
 
