@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -15,6 +15,8 @@ Met = bool | Literal["inconclusive"]
 BEGIN, END = "<!-- written by make bench README=1 -->", "<!-- end of what make bench wrote -->"
 DROPPED_FROM = 8
 """Of so many rounds on, the best and the worst decide nothing: one disturbed round is not a finding."""
+BUSY = 0.15
+"""With less of the cores idle they are the bound, whoever keeps them busy."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ def verdict(ratios: Sequence[float], bar: str, *, exact: bool = False) -> Met:
         ordered = ordered[1:-1]
     passed = {value >= limit if direction == ">=" else value <= limit for value in ordered}
     return passed.pop() if len(passed) == 1 else "inconclusive"
+
+
+def unless_busy(row: Row, idle: float, idle_of_one: float) -> Row:
+    """The row of N workers beside N times one, given how much of the cores was idle: what busy ones prove is nothing. One worker
+    that had to wait for them makes N look good, and N that had to are not worse than the machine."""
+    if idle_of_one < BUSY:
+        reason = f"the one worker had busy cores, {idle_of_one:.0%} of them idle"
+    elif idle < BUSY and row.met is not True:
+        reason = "busy cores were the bound"
+    else:
+        return row
+    return replace(row, what=f"{row.what}: inconclusive, for {reason}", met="inconclusive")
 
 
 def _limit(bar: str) -> tuple[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from statistics import median
 from typing import Any
@@ -14,7 +13,7 @@ import psycopg
 
 from stores.drivers.base import Reader
 from stores.drivers.nfs import NFSDriver
-from tests.bench.figures import Row, compared
+from tests.bench.figures import Row, compared, unless_busy
 from tests.bench.ground import REFS, Bench, converted_region, drain, s3_target, workers_up
 from tests.bench.measure import idle_share, machine_ticks
 from tests.servers.proxy import _Proxy
@@ -24,8 +23,6 @@ SECONDS = 0.01
 COUNTS = (1, 2, 4)
 ITEMS, SIZE = 150, 64 * 1024
 """For each worker."""
-BUSY = 0.15
-"""With less of the cores idle they are what bounds it."""
 
 
 class SlowProxy(_Proxy):
@@ -93,9 +90,7 @@ def workers(bench: Bench, rounds: int, scale: float, say: Callable[[str], None])
         row = compared(
             f"scale-{count}", what, ">= 0.9", [(n, count * one) for n, one in zip(rates[count], rates[1], strict=True)]
         )
-        if row.met is not True and left < BUSY:
-            row = replace(row, what=f"{what}: they are the bound", met="inconclusive")
-        rows.append(row)
+        rows.append(unless_busy(row, left, median(idle[1])))
     return rows
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.bench import figures
-from tests.bench.figures import BEGIN, END, Row, absolute, compared, verdict
+from tests.bench.figures import BEGIN, END, Row, absolute, compared, unless_busy, verdict
 
 pytestmark = pytest.mark.unit
 
@@ -28,6 +28,22 @@ pytestmark = pytest.mark.unit
 )
 def test_a_verdict_is_what_the_rounds_agree_on(ratios, bar, met):
     assert verdict(ratios, bar) == met
+
+
+@pytest.mark.parametrize(
+    ("ours", "idle", "idle_of_one", "met"),
+    [
+        (1.9, 0.1, 0.5, True),
+        (1.5, 0.5, 0.6, False),
+        (1.5, 0.1, 0.6, "inconclusive"),
+        (1.9, 0.1, 0.1, "inconclusive"),
+        (1.5, 0.1, 0.1, "inconclusive"),
+    ],
+)
+def test_more_workers_are_judged_only_where_busy_cores_did_not_decide(ours, idle, idle_of_one, met):
+    row = unless_busy(compared("scale-2", "2 workers", ">= 0.9", [(ours, 2)] * 3), idle, idle_of_one)
+    assert row.met == met
+    assert ("busy cores" in row.what) == (met == "inconclusive")
 
 
 def test_a_count_needs_no_second_round():
