@@ -270,8 +270,20 @@ class _Connection:
             self._stream.close()
 
     def is_stale(self) -> bool:
-        """An idle server has nothing to say: any byte, or the end, means that the connection is over."""
-        return _readable(self._stream, 0)
+        """An idle server has nothing to say: any byte, read with its last answer or not, or the end, means that it is over."""
+        return _readable(self._stream, 0) or self._holds_more()
+
+    def _holds_more(self) -> bool:
+        """Whether more was read than the last answer; it would pass for the next one, of a request that nobody has seen."""
+        self._stream.settimeout(0)
+        try:
+            return bool(self._reader.peek(1))
+        except ssl.SSLWantReadError:
+            return False
+        except OSError:
+            return True
+        finally:
+            self._stream.settimeout(self._read_timeout)
 
     def exchange(self, method: str, target: str, headers: Mapping[str, str], body: PartData, *, ask_first: bool) -> Answer:
         """One request and its answer; `reusable` tells whether another may follow."""

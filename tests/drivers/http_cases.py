@@ -75,6 +75,8 @@ def scripted_server(script: Script, context: ssl.SSLContext | None = None) -> It
         with suppress(OSError):
             while True:
                 raw, _ = listener.accept()
+                # Else an answer could wait for an earlier piece's ACK here, and a close with a reset would take it away.
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 server.connections += 1
                 threads.append(threading.Thread(target=serve, args=(raw,), daemon=True))
                 threads[-1].start()

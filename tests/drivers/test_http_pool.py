@@ -334,6 +334,28 @@ def test_kept_connection_that_the_server_closed_is_noticed(pool: HttpPool) -> No
     assert server.connections == 5
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [("PUT", OK), ("PUT", b"HTTP/1.1 204 No Content\r\n\r\n"), ("HEAD", b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")],
+)
+def test_what_follows_an_answer_is_never_taken_for_the_next_one(
+    pools: Callable[..., HttpPool], tls: tuple[ssl.SSLContext, str], encrypted: bool, method: str, answer: bytes
+) -> None:
+    def script(server: Scripted, stream: socket.socket, reader: BinaryIO) -> None:
+        if server.read(reader):
+            stream.sendall(answer + b"HTTP/1.1 201 Believed\r\nContent-Length: 0\r\n\r\n")
+            server.read(reader)
+
+    context, bundle = tls
+    pool = pools(ca_bundle=bundle)
+    with scripted_server(script, context if encrypted else None) as server:
+        first, second = (pool.request(server.url, method, "/", {}).status for _ in range(2))
+        pool.close()
+    assert first == second != 201
+    assert server.connections == 2
+
+
 def test_other_idle_connections_go_when_one_broke(pool: HttpPool) -> None:
     together = threading.Barrier(3)
 
