@@ -4,19 +4,21 @@ retirement rests on."""
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
 import time
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
-from django.db.models.functions import Collate, Now
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
@@ -576,8 +578,10 @@ def _living(store: ImageStore, paths: Sequence[str]) -> tuple[set[str], set[str]
     living: set[str] = set()
     readable: set[str] = set()
     storable = [path for path in paths if _told(path) == path]
+    places = {place for path in storable for place in layout.install_paths(path)}
     for models in KINDS.values():
-        files = models.file.objects.filter(ref__store=store, path__in=storable).exclude(ref__state=RefState.DESTROYED)
+        files = models.file.objects.filter(ref__store=store, ref__install_path__in=places, path__in=storable)
+        files = files.exclude(ref__state=RefState.DESTROYED)
         for path, state in files.values_list("path", "ref__state"):
             living.add(path)
             if state in READABLE:
@@ -629,16 +633,27 @@ def _side_by_side(
 def _known_paths(store: ImageStore) -> Iterator[tuple[str, KnownFile]]:
     """(path, what is known) of every file that a Ready ref has on the store, in byte order; and of what is just being written or
     deleted nothing is said: a Promised or Destroying item is no finding either way."""
-    collation = "BINARY" if connection.vendor == "sqlite" else "C"
-    after = ""
-    while True:
-        page: list[tuple[str, KnownFile]] = []
-        for models in KINDS.values():
-            files = models.file.objects.filter(ref__store=store, ref__state__in=READABLE)
-            ordered = files.annotate(key=Collate(F("path"), collation)).filter(key__gt=after).order_by("key")
-            page += [(path, KnownFile(*told)) for path, *told in ordered.values_list("path", "size", "etag", "version")[:_PAGE]]
-        page = list(islice(sorted(page, key=lambda row: _order(row[0])), _PAGE))
-        if not page:
-            return
-        yield from page
-        after = page[-1][0]
+    yield from heapq.merge(*(_known_of(kind, store) for kind in KINDS), key=lambda found: _order(found[0]))
+
+
+def _known_of(kind: Kind, store: ImageStore) -> Iterator[tuple[str, KnownFile]]:
+    """A kind's, by the index of install paths: a file lies at or below its ref's, so what comes before the last one of a page is
+    complete. Which refs can be read is not asked of the database, which would take another index and sort."""
+    models = KINDS[kind]
+    refs = models.ref.objects.filter(store=store).exclude(install_path="").order_by("install_path", "pk")
+    waiting: list[tuple[bytes, str, KnownFile]] = []
+    after, last = "", 0
+    while page := list(_behind(refs, after, last).values_list("install_path", "pk", "state")[:_PAGE]):
+        after, last, _ = page[-1]
+        readable = [pk for _, pk, state in page if state in READABLE]
+        files = models.file.objects.filter(ref__in=readable).values_list("path", "size", "etag", "version")
+        waiting += [(_order(path), path, KnownFile(*told)) for path, *told in files]
+        waiting.sort(key=itemgetter(0))
+        complete = bisect_left(waiting, _order(after), key=itemgetter(0))
+        yield from ((path, known) for _, path, known in waiting[:complete])
+        del waiting[:complete]
+    yield from ((path, known) for _, path, known in waiting)
+
+
+def _behind(refs: QuerySet[Any], install_path: str, pk: int) -> QuerySet[Any]:
+    return refs.filter(install_path__gte=install_path).exclude(install_path=install_path, pk__lte=pk)

@@ -65,6 +65,17 @@ def parse(path: str) -> Place | None:
     return None
 
 
+def install_paths(key: str) -> list[str]:
+    """Install paths that a file may lie below: its own path, and every folder down to that of the item; none outside of items."""
+    place = parse(key)
+    if place is None:
+        return []
+    paths = [key]
+    while len(paths[-1]) > len(place.folder):
+        paths.append(paths[-1].rpartition("/")[0])
+    return paths
+
+
 def is_system_iso(path: str) -> bool:
     """The ISO of VMware's system VMs: CloudStack copies it anew to every store, so it is never migrated."""
     names = path.split("/")

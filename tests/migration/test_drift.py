@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from migration import verify
 from migration.models import Decommission, Verification
-from stores.models import KINDS, ImageStore, Kind
+from stores.models import KINDS, ImageStore, Kind, Snapshot
 from stores.services import image_stores
 from stores.services.image_stores import driver_for
 from stores.states import Proof, Role
@@ -155,8 +155,25 @@ def test_checks_are_scheduled_once_a_day_within_the_budget(settings, tmp_path):
     assert [row.mode for row in Verification.objects.order_by("pk")[2:]] == ["listing"]
 
 
+def test_files_in_folders_and_beside_them_are_met_in_the_order_of_a_listing(tmp_path, monkeypatch):
+    """`a-b` is listed before `a/disk`, and the item `a` is known before the item `a-b`."""
+    store = factories.make_store("NFS", zone=factories.make_zone(), folder=tmp_path / "export", role=Role.IMAGE)
+    account, keys = factories.make_account(), []
+    for name, files in {"a": ["a/disk", "a/more"], "a-b": ["a-b"], "a.vhd": ["a.vhd"], "b": ["b"], "ä": ["ä"]}.items():
+        item = Snapshot.objects.create(name=name, account=account, volume_upstream_id=5, path=name)
+        own = {f"snapshots/2/5/{file}": file.encode() for file in files}
+        factories.make_ref(Kind.SNAPSHOT, item, store, f"snapshots/2/5/{name}", own)
+        keys += own
+    monkeypatch.setattr(verify, "_PAGE", 2)
+    assert [path for path, _ in verify._known_paths(store)] == sorted(keys, key=str.encode)
+    row = Verification.objects.create(store=store, actor="test", mode=Verification.LISTING)
+    verify.run(row)
+    row.refresh_from_db()
+    assert (row.state, row.items_checked, row.findings) == ("Finished", len(keys), [])
+
+
 @pytest.mark.sqlite  # which tells of a sort in so many words; PostgreSQL plans otherwise for a few rows
-@pytest.mark.parametrize("mode", [Verification.CONTENT, Verification.RETIRE])
+@pytest.mark.parametrize("mode", [Verification.CONTENT, Verification.LISTING, Verification.RETIRE])
 def test_no_page_sorts_all_that_is_left_of_a_store(admin, region, mode):
     store = retiring.ready_to_retire(region) if mode == Verification.RETIRE else factories.make_store("Memory", name="objects")
     factories.make_volume([store], proof=Proof.VERIFIED)
@@ -165,8 +182,9 @@ def test_no_page_sorts_all_that_is_left_of_a_store(admin, region, mode):
         Decommission.objects.create(store=store, verification=row, actor="test", former_readonly=False)
     with CaptureQueriesContext(connection) as asked:
         verify.run(row)
-    pages = [query["sql"] for query in asked if f"LIMIT {verify._REFS}" in query["sql"] and "_store_ref" in query["sql"]]
-    assert len(pages) > len(KINDS)
+    limits = (f"LIMIT {verify._REFS}", f"LIMIT {verify._PAGE}")
+    pages = [query["sql"] for query in asked if query["sql"].endswith(limits) and "_store_ref" in query["sql"]]
+    assert len(pages) >= len(KINDS)
     with connection.cursor() as cursor:
         for page in pages:
             cursor.execute(f"EXPLAIN QUERY PLAN {page}")

@@ -76,9 +76,9 @@ class _Rebuild:
         unit: Unit | None = None
         strange: list[ObjectInfo] = []
         for page in _pages(info for info in self.driver.list(prune=_is_own) if not _is_own(info.key)):
-            lines = self.index.find(path for info in page for path in _install_paths(info.key))
+            lines = self.index.find(path for info in page for path in layout.install_paths(info.key))
             for info in page:
-                line = next((lines[path] for path in _install_paths(info.key) if path in lines), None)
+                line = next((lines[path] for path in layout.install_paths(info.key) if path in lines), None)
                 if unit is not None and (line is None or line["install_path"] != unit.path):
                     yield unit
                     unit = None
@@ -249,17 +249,6 @@ def _is_sound(line: Line) -> bool:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() else None
-
-
-def _install_paths(key: str) -> list[str]:
-    """Install paths that an object may lie below: its own key, and every folder down to that of the item."""
-    place = layout.parse(key)
-    if place is None:
-        return []
-    paths = [key]
-    while len(paths[-1]) > len(place.folder):
-        paths.append(paths[-1].rpartition("/")[0])
-    return paths
 
 
 def _own_place(key: str) -> str:
