@@ -14,6 +14,7 @@ from cloudstorage.console.pages import action, actor_of, fragment, keyset, page,
 from cloudstorage.errors import Invalid, ServiceError
 from migration import decommission, report
 from migration.admin.conversions import whole_number
+from migration.admin.verifications import FINDINGS_SHOWN
 from migration.api.decommissions import respond
 from migration.models import Decommission
 from migration.states import DecommissionEvent, DecommissionState
@@ -95,8 +96,8 @@ def retirement(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         "row": row,
         "check": row.verification,
         "running": row.state in RUNNING,
-        "findings": row.verification.findings[:200],
-        "unknown": list(row.unknown.order_by("pk").values_list("path", "size")[:200]) if row.unknown_count else [],
+        "findings": row.verification.findings[:FINDINGS_SHOWN],
+        "unknown": list(row.unknown.order_by("pk").values_list("path", "size")[:FINDINGS_SHOWN]) if row.unknown_count else [],
         "may_cancel": DecommissionEvent.CANCEL in may,
         "may_answer": DecommissionEvent.ACKNOWLEDGE in may,
         "may_delete": DecommissionEvent.DELETE_FILES in may,

@@ -19,6 +19,8 @@ from stores.services import region
 from stores.states import StoreState
 
 LIVE = (VerificationState.QUEUED, VerificationState.RUNNING)
+FINDINGS_SHOWN = 60
+"""Of a thousand that are kept; a page is no place for all of them."""
 
 
 @page("migration/verifications/", "verification_list")
@@ -97,7 +99,7 @@ def verification(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     row = Verification.objects.select_related("store").filter(uuid=number).first()
     if row is None:
         raise Http404
-    context = {"row": row, "running": row.state in LIVE, "findings": row.findings[:200]}
+    context = {"row": row, "running": row.state in LIVE, "findings": row.findings[:FINDINGS_SHOWN]}
     if "part" in request.GET:
         return fragment(request, "console/verification_live.html", **context)
     return show(request, "console/verification.html", title=f"Verification of {row.store.name}", **context)
