@@ -755,3 +755,35 @@ def test_engine_serves_the_next_item_after_one_failed(copying):
     copying.copy("good")
     assert copying.content("good") == data(8 * PART, 2)
     assert copying.engine._buffers.in_use == 0
+
+
+@held
+def test_copies_end_when_their_engine_is_closed_while_parts_wait_for_a_lane(copying, monkeypatch):
+    engine = CopyEngine(lanes=1, memory=8 * PART)
+    submit, submitted = engine._pool.submit, threading.Semaphore(0)
+    monkeypatch.setattr(engine._pool, "submit", lambda *work: (submit(*work), submitted.release())[0])
+    stall = copying.faults.stall("put_part")
+    control = Control()
+    told: list[str] = []
+
+    def copy(key: str) -> None:
+        files, journal = [FileToCopy(key, f"there/{key}")], Memory()
+        try:
+            engine.copy_item(copying.source, copying.target, files, metadata={}, token="1", journal=journal, control=control)
+        except Stopped as stopped:
+            told.append(str(stopped))
+
+    copying.put("a", data(3 * PART))
+    copying.put("b", data(3 * PART))
+    threads = [threading.Thread(target=copy, args=(key,), daemon=True) for key in "ab"]
+    for thread in threads:
+        thread.start()
+        assert submitted.acquire(timeout=10)
+    control.stop("the pump has ended")
+    engine.close()
+    assert stall.reached.wait(10)
+    stall.release.set()
+    for thread in threads:
+        thread.join(10)
+    assert told == ["the pump has ended"] * 2
+    assert engine._buffers.in_use == 0
