@@ -17,6 +17,7 @@ from django.db.models.functions import Coalesce, Now
 
 from cloudstorage.errors import Conflict
 from stores.models import KINDS, Hold, ImageStore, Kind
+from stores.services.once import Once
 from stores.states import RefState, Role
 
 READABLE = (RefState.READY, RefState.HIDDEN)
@@ -115,9 +116,8 @@ def keep_promises(kind: Kind, item_ids: Collection[int]) -> None:
     Set-based and repeatable; the caller owns the transaction and has made the change before.
     """
     for chunk in _chunks(sorted(set(item_ids))):
-        refs = KINDS[kind].ref.objects.filter(item_id__in=chunk).exclude(state=RefState.DESTROYED)
-        _lock(refs)
-        _settle(kind, refs)
+        _LOCK.rows(chunk, kind=kind)
+        _SETTLE.update(chunk, kind=kind)
 
 
 def settle_all(kind: Kind) -> None:
@@ -144,11 +144,24 @@ def recount(*, repair: bool = False) -> list[Mismatch]:
 
 def _lock(refs: QuerySet[Any]) -> None:
     """Wait for whoever changes these counts; what is asked afterwards sees what they did. In key order, against deadlocks."""
-    list(refs.select_for_update(no_key=True, of=("self",)).order_by("pk").values_list("pk"))
+    list(_locked(refs))
+
+
+def _locked(refs: QuerySet[Any]) -> QuerySet[Any, Any]:
+    return refs.select_for_update(no_key=True, of=("self",)).order_by("pk").values_list("pk")
 
 
 def _settle(kind: Kind, refs: QuerySet[Any]) -> None:
     refs.update(ref_cnt=_expected(kind))
+
+
+def _refs_of(kind: Kind, item_ids: Collection[int]) -> QuerySet[Any]:
+    refs: QuerySet[Any] = KINDS[kind].ref.objects.filter(item_id__in=item_ids).exclude(state=RefState.DESTROYED)
+    return refs
+
+
+_LOCK = Once(lambda item_ids, *, kind: _locked(_refs_of(kind, item_ids)))
+_SETTLE = Once(lambda item_ids, *, kind: (_refs_of(kind, item_ids), {"ref_cnt": _expected(kind)}))
 
 
 def _expected(kind: Kind) -> Any:

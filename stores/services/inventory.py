@@ -21,6 +21,7 @@ from stores.models import KINDS, ImageStore, Item, Kind, StoreFile, StoreRef, Wo
 from stores.services import holds
 from stores.services.holds import READABLE
 from stores.services.image_stores import driver_for, refusal
+from stores.services.once import Once
 from stores.states import (
     PROVEN,
     REF_TRANSITIONS,
@@ -110,11 +111,21 @@ def _rank(condition: Any) -> Case:
 
 def keep_hidden(kind: Kind, item_ids: Collection[int]) -> int:
     """Hide what became Ready of items that were deleted but are kept for their children, such as a promise that was kept."""
+    return _HIDE.update([*item_ids], kind=kind)
+
+
+def _hidden(item_ids: Collection[int], *, kind: Kind) -> tuple[Any, dict[str, Any]]:
     refs = KINDS[kind].ref.objects
     hidden = refs.filter(item_id=OuterRef("item_id"), state=RefState.HIDDEN)
-    ready = refs.filter(Exists(hidden), item_id__in=list(item_ids), state=RefState.READY)
-    state = next_state(REF_TRANSITIONS, RefState.READY, RefEvent.HIDE_REQUESTED)
-    return int(ready.update(state=state, updated=Now(), update_count=F("update_count") + 1, journalled=False))
+    return refs.filter(Exists(hidden), item_id__in=item_ids, state=RefState.READY), {
+        "state": next_state(REF_TRANSITIONS, RefState.READY, RefEvent.HIDE_REQUESTED),
+        "updated": Now(),
+        "update_count": F("update_count") + 1,
+        "journalled": False,
+    }
+
+
+_HIDE = Once(_hidden)
 
 
 def files_of(kind: Kind, item: Item) -> list[StoreFile]:

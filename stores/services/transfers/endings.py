@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -18,9 +19,10 @@ from cloudstorage.checkpoints import reach
 from stores.copier import CopiedFile
 from stores.drivers.errors import StoreError
 from stores.manifest import manifest_sha256
-from stores.models import KINDS, Kind, StoreFile, StoreRef, Transfer, TransferBatch, TransferUpload
+from stores.models import KINDS, Kind, Transfer, TransferBatch, TransferUpload
 from stores.services import holds
 from stores.services.inventory import keep_hidden
+from stores.services.once import Once
 from stores.services.transfers.jobs import GOING, MAX_ATTEMPTS, READABLE, Job, install_path_on, lease_end
 from stores.states import (
     LIVE_TRANSFER_STATES,
@@ -46,22 +48,21 @@ def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequen
     results = {job.transfer.pk: (job, files) for job, files in finished}
     reach("prove.before")
     with transaction.atomic():
-        running = Transfer.objects.select_for_update().filter(pk__in=results, state=TransferState.RUNNING).order_by("pk")
-        rows = running.only("kind", "item_id", "target_ref_id", "batch_id", "epoch", "pump", "bytes_total")
+        rows = [_Running(*row) for row in _RUNNING.rows([*results])]
         ours = [row for row in rows if row.epoch == results[row.pk][0].epoch]
-        by_kind: dict[Kind, list[Transfer]] = defaultdict(list)
+        by_kind: dict[Kind, list[_Running]] = defaultdict(list)
         for row in ours:
             by_kind[Kind(row.kind)].append(row)
-        proven: list[Transfer] = []
+        proven: list[_Running] = []
         for kind, group in by_kind.items():
             proven += _prove_kind(kind, group, results)
         _end_proven(proven, results)
         ids = [row.pk for row in proven]
-        cancel_live(Transfer.objects.filter(pk__in=[row.pk for row in ours if row.pk not in ids]))  # its ref went another way
-        TransferUpload.objects.filter(transfer__in=ids).delete()
-        Transfer.objects.filter(parent__in=ids, state=TransferState.BLOCKED).update(
-            state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK)
-        )
+        if others := [row.pk for row in ours if row.pk not in ids]:
+            cancel_live(Transfer.objects.filter(pk__in=others))  # its ref went another way
+        if uploads := [pk for (pk,) in _UPLOADS.rows(ids)]:
+            TransferUpload.objects.filter(pk__in=uploads).delete()
+        _UNBLOCK.update(ids)
         seated = _pass_seats(ours, heirs)
         reach("prove.before-commit")
     for job, pump in seated:
@@ -70,7 +71,35 @@ def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequen
     return set(ids)
 
 
-def _end_proven(proven: Sequence[Transfer], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> None:
+class _Running(NamedTuple):
+    """What a proof needs to know of a transfer's row."""
+
+    pk: int
+    kind: str
+    item_id: int
+    target_ref_id: int
+    batch_id: int | None
+    epoch: int
+    pump: int | None
+    bytes_total: int
+
+
+def _still_running(ids: Collection[int]) -> QuerySet[Transfer, Any]:
+    running = Transfer.objects.select_for_update().filter(pk__in=ids, state=TransferState.RUNNING).order_by("pk")
+    return running.values_list(*_Running._fields)
+
+
+_RUNNING = Once(_still_running)
+_UPLOADS = Once(lambda ids: TransferUpload.objects.filter(transfer__in=ids).values_list("pk"))
+_UNBLOCK = Once(
+    lambda ids: (
+        Transfer.objects.filter(parent__in=ids, state=TransferState.BLOCKED),
+        {"state": next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK)},
+    )
+)
+
+
+def _end_proven(proven: Sequence[_Running], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> None:
     """One statement for all that are alike: every item of the size it was planned with, as nearly all are."""
     alike: dict[tuple[Proof, int | None], list[int]] = defaultdict(list)
     for row in proven:
@@ -78,24 +107,30 @@ def _end_proven(proven: Sequence[Transfer], results: Mapping[int, tuple[Job, Seq
         total = sum(file.size for file in files)
         alike[_weakest(files), None if total == row.bytes_total else total].append(row.pk)
     for (proof, other), ids in alike.items():
-        size: Any = F("bytes_total") if other is None else other
-        Transfer.objects.filter(pk__in=ids).update(
-            state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.PROVE),
-            proof=proof,
-            bytes_total=size,
-            bytes_done=size,
-            finished_at=Now(),
-            progress_at=Now(),
-            worker=None,
-            lease_until=None,
-            swept=True,
-            error="",
-            error_cause="",
-            remedy="",
-        )
+        _END.update(ids, *([] if other is None else [other]), proof=proof)
 
 
-def _pass_seats(ended: Iterable[Transfer], heirs: Sequence[Job]) -> list[tuple[Job, int]]:
+def _ended(ids: Collection[int], size: int | None = None, *, proof: Proof) -> tuple[QuerySet[Transfer], dict[str, Any]]:
+    return Transfer.objects.filter(pk__in=ids), {
+        "state": next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.PROVE),
+        "proof": proof,
+        "bytes_total": F("bytes_total") if size is None else size,
+        "bytes_done": F("bytes_total") if size is None else size,
+        "finished_at": Now(),
+        "progress_at": Now(),
+        "worker": None,
+        "lease_until": None,
+        "swept": True,
+        "error": "",
+        "error_cause": "",
+        "remedy": "",
+    }
+
+
+_END = Once(_ended)
+
+
+def _pass_seats(ended: Iterable[_Running], heirs: Sequence[Job]) -> list[tuple[Job, int]]:
     """Give the seats of what ended to as many of the heirs; returns those that got one, with its pump."""
     free: dict[int | None, list[int]] = defaultdict(list)
     for row in ended:
@@ -106,8 +141,13 @@ def _pass_seats(ended: Iterable[Transfer], heirs: Sequence[Job]) -> list[tuple[J
     for job, pump in seated:
         alike[job.epoch, pump].append(job.transfer.pk)
     for (epoch, pump), ids in alike.items():
-        Transfer.objects.filter(pk__in=ids, epoch=epoch, state=TransferState.RUNNING).update(pump=pump)
+        _PASS_SEAT.update(ids, epoch, pump)
     return seated
+
+
+_PASS_SEAT = Once(
+    lambda ids, epoch, pump: (Transfer.objects.filter(pk__in=ids, epoch=epoch, state=TransferState.RUNNING), {"pump": pump})
+)
 
 
 def _weakest(files: Sequence[CopiedFile]) -> Proof:
@@ -116,65 +156,76 @@ def _weakest(files: Sequence[CopiedFile]) -> Proof:
     return min((file.proof for file in files), key=order.index)
 
 
-def _prove_kind(kind: Kind, group: Sequence[Transfer], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> list[Transfer]:
+def _prove_kind(kind: Kind, group: Sequence[_Running], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> list[_Running]:
     models = KINDS[kind]
-    refs = models.ref.objects.select_for_update().in_bulk([row.target_ref_id for row in group])
-    ready: list[StoreRef] = []
-    files: list[StoreFile] = []
-    proven: list[Transfer] = []
+    states = dict(_REF_STATES.rows([row.target_ref_id for row in group], kind=kind))
+    ready: list[tuple[int, str, str, str, int]] = []
+    files: list[tuple[Any, ...]] = []
+    proven: list[_Running] = []
     for row in group:
-        ref = refs.get(row.target_ref_id)
-        if ref is None or ref.state not in {RefState.PROMISED, RefState.CREATING, *READABLE}:
+        if states.get(row.target_ref_id) not in {RefState.PROMISED, RefState.CREATING, *READABLE}:
             continue
         job, copied = results[row.pk]
-        ref.install_path = job.target_path
-        ref.proof = _weakest(copied)
-        ref.sha256 = manifest_sha256(_relative_names(job, copied))
-        ref.size = sum(file.size for file in copied)
-        ready.append(ref)
-        files += _target_files(models.file, job, copied, ref)
+        sha256 = manifest_sha256(_relative_names(job, copied))
+        size = sum(file.size for file in copied)
+        ready.append((row.target_ref_id, job.target_path, str(_weakest(copied)), sha256, size))
+        files += _target_files(job, copied, row.target_ref_id)
         proven.append(row)
-    _make_ready(models.ref, ready)
-    models.file.objects.filter(ref__in=[ref.pk for ref in ready]).delete()
-    models.file.objects.bulk_create(files)
-    item_ids = [row.item_id for row in proven]
-    keep_hidden(kind, item_ids)
-    holds.keep_promises(kind, item_ids)
+    if proven:
+        _make_ready(models.ref, ready)
+        _write_files(models.file, [ref_id for ref_id, *_ in ready], files)
+        item_ids = [row.item_id for row in proven]
+        keep_hidden(kind, item_ids)
+        holds.keep_promises(kind, item_ids)
     return proven
 
 
-_OF_EACH = ("id", "install_path", "proof", "sha256", "size")
+_REF_STATES = Once(
+    lambda ids, *, kind: KINDS[kind].ref.objects.select_for_update().filter(pk__in=ids).order_by("pk").values_list("pk", "state")
+)
 
 
-def _make_ready(model: Any, refs: Sequence[StoreRef]) -> None:
-    """Write the refs as they are now, Ready. By hand, for the ORM takes longer to build a CASE per column than a copy takes.
+def _make_ready(model: Any, refs: Sequence[tuple[int, str, str, str, int]]) -> None:
+    """Write the refs (id, path, proof, sha256, size) as they are now, Ready. By hand, for the ORM takes longer to build a CASE
+    per column than a copy takes.
 
     One that is readable already stays as it is: another transfer was faster, and ours has just replaced its object.
     """
-    if not refs:
-        return
     table = model._meta.db_table  # noqa: SLF001 - Django's public name for it
     now = connection.ops.adapt_datetimefield_value(timezone.now())
-    row = f"({', '.join(['%s'] * len(_OF_EACH))})"
     with connection.cursor() as cursor:
         cursor.execute(
-            f"WITH given ({', '.join(_OF_EACH)}) AS (VALUES {', '.join([row] * len(refs))})"  # noqa: S608 - names of columns
+            f"WITH given (id, install_path, proof, sha256, size) AS (VALUES {_places(refs)})"  # noqa: S608 - names of columns
             f" UPDATE {table} SET install_path = given.install_path, proof = given.proof, sha256 = given.sha256,"
             f" size = given.size, physical_size = given.size, proven_at = %s, updated = %s, error_str = '', journalled = %s,"
             f" update_count = {table}.update_count + 1,"
             f" state = CASE WHEN {table}.state IN (%s, %s) THEN {table}.state ELSE %s END"
             f" FROM given WHERE {table}.id = given.id",
-            [
-                *(
-                    str(value) if isinstance(value, str) else value
-                    for ref in refs
-                    for value in map(ref.__getattribute__, _OF_EACH)
-                ),
-                *(now, now, False),
-                *map(str, READABLE),
-                str(RefState.READY),
-            ],
+            [value for ref in refs for value in ref] + [now, now, False, *map(str, READABLE), str(RefState.READY)],
         )
+
+
+_FILE_COLUMNS = "ref_id, path, size, version, sha256, etag, proof, format, virtual_size, backing, problem"
+_FILES_AT_ONCE = 80
+"""SQLite takes 999 values where it is old."""
+
+
+def _write_files(model: Any, ref_ids: Sequence[int], files: Sequence[tuple[Any, ...]]) -> None:
+    """Let these be all files of these refs; by hand as well."""
+    table = model._meta.db_table  # noqa: SLF001 - Django's public name for it
+    with connection.cursor() as cursor:
+        cursor.execute(f"DELETE FROM {table} WHERE ref_id IN {_places([ref_ids])}", ref_ids)  # noqa: S608 - its name
+        for start in range(0, len(files), _FILES_AT_ONCE):
+            rows = files[start : start + _FILES_AT_ONCE]
+            cursor.execute(
+                f"INSERT INTO {table} ({_FILE_COLUMNS}) VALUES {_places(rows)}",  # noqa: S608 - names of columns
+                list(chain.from_iterable(rows)),
+            )
+
+
+def _places(rows: Sequence[Sequence[Any]]) -> str:
+    """`(%s, %s), (%s, %s)` for two rows of two values."""
+    return ", ".join([f"({', '.join(['%s'] * len(rows[0]))})"] * len(rows))
 
 
 def _relative_names(job: Job, copied: Sequence[CopiedFile]) -> list[tuple[str, str]]:
@@ -184,26 +235,14 @@ def _relative_names(job: Job, copied: Sequence[CopiedFile]) -> list[tuple[str, s
     return [(file.target_key[prefix:], file.sha256) for file in copied]
 
 
-def _target_files(model: Any, job: Job, copied: Sequence[CopiedFile], ref: StoreRef) -> list[StoreFile]:
+def _target_files(job: Job, copied: Sequence[CopiedFile], ref_id: int) -> list[tuple[Any, ...]]:
+    """The rows of a ref's files, as `_FILE_COLUMNS` names them."""
     known = {file.path: file for file in job.files}
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for file in copied:
         source = known[file.source_key]
-        rows.append(
-            model(
-                ref_id=ref.pk,
-                path=file.target_key,
-                size=file.size,
-                version=file.version,
-                sha256=file.sha256,
-                etag=file.etag,
-                proof=file.proof,
-                format=source.format,
-                virtual_size=source.virtual_size,
-                backing=source.backing,
-                problem=source.problem,
-            )
-        )
+        written = (ref_id, file.target_key, file.size, file.version, file.sha256, file.etag, str(file.proof))
+        rows.append((*written, source.format, source.virtual_size, source.backing, source.problem))
     return rows
 
 

@@ -74,8 +74,8 @@ def chunks(rows: QuerySet[Any, Any], size: int) -> Iterable[list[Any]]:
         yield chunk
 
 
-def lease_end() -> Now:
-    return Now() + timedelta(seconds=settings.LEASE_SECONDS)  # type: ignore[return-value]  # an expression of the database's, which the stubs take for a duration
+def lease_end(seconds: int | None = None) -> Now:
+    return Now() + timedelta(seconds=settings.LEASE_SECONDS if seconds is None else seconds)  # type: ignore[return-value]  # an expression of the database's, which the stubs take for a duration
 
 
 def slices(ids: Sequence[int], size: int) -> Iterable[Sequence[int]]:

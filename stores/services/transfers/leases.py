@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 from django.db.models.functions import Greatest, Now
@@ -14,9 +16,10 @@ from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
 from stores.models import KINDS, ImageStore, Kind, StoreFile, Transfer, TransferBatch, TransferUpload
+from stores.services.once import Once
 from stores.services.transfers.endings import fail_descendants
 from stores.services.transfers.jobs import MAX_ATTEMPTS, ON_DEMAND, Job, install_path_on, lease_end
-from stores.services.transfers.shares import Shares
+from stores.services.transfers.shares import OpenBatch, Shares
 from stores.states import TRANSFER_TRANSITIONS, StoreState, TransferEvent, TransferState, next_state
 
 
@@ -39,12 +42,8 @@ def claim(
     with transaction.atomic():
         shares = Shares(worker_id, pump, open_batches, wants=limit)
         useful = [batch for batch in shares.batches if shares[batch.pk].seats or (ahead and shares[batch.pk].ahead)]
-        queued = (
-            _claimable(worker_id, useful, avoid_stores)
-            .select_for_update(skip_locked=True, of=("self",))
-            .order_by("priority", "depth", "id")[: limit + ahead]
-        )
-        seated, unseated, missing = _within(list(queued), shares, limit, ahead)
+        queued = _QUEUED.objects(Transfer, worker_id, *_by_canary(useful), [*avoid_stores], limit + ahead)
+        seated, unseated, missing = _within(queued, shares, limit, ahead)
         others = [batch for batch in shares.batches if batch not in useful]
         if len(seated) < limit and others:
             missing |= dict.fromkeys(_waiting(worker_id, others, avoid_stores), limit - len(seated))
@@ -52,19 +51,9 @@ def claim(
         taken = [*seated, *unseated]
         if not taken:
             return []
+        ids, with_seat = [transfer.pk for transfer in taken], [transfer.pk for transfer in seated]
+        _CLAIM.update(ids, with_seat, worker_id, *([pump] if seated else []), lease=settings.LEASE_SECONDS)
         now = timezone.now()
-        Transfer.objects.filter(pk__in=[transfer.pk for transfer in taken]).update(
-            state=next_state(TRANSFER_TRANSITIONS, TransferState.QUEUED, TransferEvent.CLAIM),
-            worker_id=worker_id,
-            pump=Case(When(pk__in=[transfer.pk for transfer in seated], then=pump), default=None),
-            lease_until=lease_end(),
-            epoch=F("epoch") + 1,
-            attempts=F("attempts") + 1,
-            bytes_done=0,
-            started_at=now,
-            progress_at=now,
-            swept=False,
-        )
         for transfer in taken:  # as the UPDATE has just left them, and nobody else can change them before the commit
             transfer.state = TransferState.RUNNING
             transfer.worker_id, transfer.pump = worker_id, None
@@ -78,12 +67,13 @@ def claim(
     return jobs
 
 
-def _claimable(worker_id: int, batches: Iterable[TransferBatch], avoid_stores: Collection[int] = ()) -> QuerySet[Transfer]:
+def _claimable(
+    worker_id: int, batches: Collection[int], of_canary: Collection[int], avoid_stores: Collection[int]
+) -> QuerySet[Transfer]:
+    """`batches`: of which all may be claimed; `of_canary`: of which only the canary may."""
     reachable = {"reach__worker_id": worker_id, "reach__ok": True, "state": StoreState.ATTACHED}
     stores = ImageStore.objects.filter(**reachable).exclude(pk__in=avoid_stores).values("pk")
-    may = Q(batch=None) | Q(priority=ON_DEMAND)
-    for batch in batches:
-        may |= Q(batch=batch, canary=True) if batch.only_canary else Q(batch=batch)
+    may = Q(batch=None) | Q(priority=ON_DEMAND) | Q(batch__in=batches) | Q(batch__in=of_canary, canary=True)
     same = {"kind": OuterRef("kind"), "item_id": OuterRef("item_id"), "target": OuterRef("target")}
     swept_now = Transfer.objects.filter(lease_until__gte=Now(), **same).exclude(state=TransferState.RUNNING)
     return Transfer.objects.filter(
@@ -91,9 +81,46 @@ def _claimable(worker_id: int, batches: Iterable[TransferBatch], avoid_stores: C
     )
 
 
-def _waiting(worker_id: int, batches: Sequence[TransferBatch], avoid_stores: Collection[int]) -> list[int]:
+def _first_queued(
+    worker_id: int, batches: Collection[int], of_canary: Collection[int], avoid_stores: Collection[int], limit: int
+) -> QuerySet[Transfer]:
+    queued = _claimable(worker_id, batches, of_canary, avoid_stores).order_by("priority", "depth", "id")
+    return queued.select_for_update(skip_locked=True, of=("self",))[:limit]
+
+
+_QUEUED = Once(_first_queued)
+
+
+def _by_canary(batches: Iterable[OpenBatch]) -> tuple[list[int], list[int]]:
+    """(those of which all may be claimed, those of which only the canary may)."""
+    of_canary = [batch.pk for batch in batches if batch.only_canary]
+    return [batch.pk for batch in batches if not batch.only_canary], of_canary
+
+
+def _claimed(
+    ids: Collection[int], with_seat: Collection[int], worker_id: int, pump: int | None = None, *, lease: int
+) -> tuple[QuerySet[Transfer], dict[str, Any]]:
+    return Transfer.objects.filter(pk__in=ids), {
+        "state": next_state(TRANSFER_TRANSITIONS, TransferState.QUEUED, TransferEvent.CLAIM),
+        "worker": worker_id,
+        "pump": Case(When(pk__in=with_seat, then=pump), default=None),
+        "lease_until": lease_end(lease),
+        "epoch": F("epoch") + 1,
+        "attempts": F("attempts") + 1,
+        "bytes_done": 0,
+        "started_at": Now(),
+        "progress_at": Now(),
+        "swept": False,
+    }
+
+
+_CLAIM = Once(_claimed)
+
+
+def _waiting(worker_id: int, batches: Sequence[OpenBatch], avoid_stores: Collection[int]) -> list[int]:
     """Those of the batches of which this worker could take something."""
-    waiting = _claimable(worker_id, batches, avoid_stores).filter(batch=OuterRef("pk")).exclude(priority=ON_DEMAND)
+    claimable = _claimable(worker_id, *_by_canary(batches), avoid_stores)
+    waiting = claimable.filter(batch=OuterRef("pk")).exclude(priority=ON_DEMAND)
     return list(
         TransferBatch.objects.filter(Exists(waiting), pk__in=[batch.pk for batch in batches]).values_list("pk", flat=True)
     )
@@ -101,7 +128,9 @@ def _waiting(worker_id: int, batches: Sequence[TransferBatch], avoid_stores: Col
 
 def waits_for(worker_id: int, *, open_batches: Collection[int]) -> bool:
     """Whether a transfer waits that this worker may take, or ask for."""
-    return _claimable(worker_id, TransferBatch.objects.filter(pk__in=open_batches, open=True)).exists()
+    open_now = TransferBatch.objects.filter(pk__in=open_batches, open=True).values_list("pk", "only_canary")
+    batches = _by_canary([OpenBatch(pk, only_canary=only_canary) for pk, only_canary in open_now])
+    return _claimable(worker_id, *batches, ()).exists()
 
 
 def _within(
@@ -126,25 +155,32 @@ def _within(
     return seated, unseated, missing
 
 
+_STORES = Once(lambda ids: ImageStore.objects.filter(pk__in=ids).order_by())
+_ITEMS = Once(lambda ids, *, kind: KINDS[kind].item.objects.filter(pk__in=ids).order_by())
+_PATHS = Once(lambda ref_ids, *, kind: KINDS[kind].ref.objects.filter(pk__in=ref_ids).values_list("pk", "install_path"))
+_FILES = Once(lambda ref_ids, *, kind: KINDS[kind].file.objects.filter(ref_id__in=ref_ids).order_by("ref_id", "path"))
+
+
 def _jobs(transfers: Sequence[Transfer]) -> list[Job]:
     jobs: list[Job] = []
     by_kind: dict[Kind, list[Transfer]] = defaultdict(list)
     for transfer in transfers:
         by_kind[Kind(transfer.kind)].append(transfer)
-    stores = ImageStore.objects.in_bulk({pk for transfer in transfers for pk in (transfer.source_id, transfer.target_id)})
+    wanted = sorted({pk for transfer in transfers for pk in (transfer.source_id, transfer.target_id)})
+    stores = {store.pk: store for store in _STORES.objects(ImageStore, wanted)}
     for transfer in transfers:  # not joined to every row: a store's JSON would be decoded for each
         transfer.source, transfer.target = stores[transfer.source_id], stores[transfer.target_id]
     uploads: dict[int, list[TransferUpload]] = defaultdict(list)
-    again = [transfer.pk for transfer in transfers if transfer.epoch > 1]
-    for upload in TransferUpload.objects.filter(transfer__in=again).prefetch_related("parts"):
-        uploads[upload.transfer_id].append(upload)
+    if again := [transfer.pk for transfer in transfers if transfer.epoch > 1]:
+        for upload in TransferUpload.objects.filter(transfer__in=again).prefetch_related("parts"):
+            uploads[upload.transfer_id].append(upload)
     for kind, group in by_kind.items():
         models = KINDS[kind]
-        items = models.item.objects.in_bulk([transfer.item_id for transfer in group])
+        items = {item.pk: item for item in _ITEMS.objects(models.item, [transfer.item_id for transfer in group], kind=kind)}
         files: dict[int, list[StoreFile]] = defaultdict(list)
         ref_ids = [transfer.source_ref_id for transfer in group]
-        paths = dict(models.ref.objects.filter(pk__in=ref_ids).values_list("pk", "install_path"))
-        for file in models.file.objects.filter(ref_id__in=ref_ids).order_by("ref_id", "path"):
+        paths = dict(_PATHS.rows(ref_ids, kind=kind))
+        for file in _FILES.objects(models.file, ref_ids, kind=kind):
             files[file.ref_id].append(file)
         for transfer in group:
             item = items[transfer.item_id]

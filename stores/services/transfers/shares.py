@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from django.db import transaction
-from django.db.models import BooleanField, Case, Count, Exists, OuterRef, Q, Value, When
+from django.db.models import BooleanField, Case, Count, Exists, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
 from stores.models import Claimer, Transfer, TransferBatch, Worker, WorkerReach
+from stores.services.once import Once
 from stores.states import TransferState
 
 ASK_SECONDS = 3.0
@@ -68,16 +70,44 @@ def share_out(free: int, claimants: Collection[Claimant], asking: Claimant) -> S
     return Share(got, ahead=asking.held + got > 0 and due <= max(0, at_first - got))
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """What a claim is to know of a batch that may run now."""
+
+    pk: int
+    concurrency: int = 0
+    only_canary: bool = False
+    opening: bool = False
+    """It was opened a moment ago."""
+
+
+def _open(ids: Collection[int]) -> QuerySet[TransferBatch, Any]:
+    opening = Case(When(opened__gt=_ago(_GATHERING_SECONDS), then=True), default=Value(False), output_field=BooleanField())
+    rows = TransferBatch.objects.select_for_update().filter(pk__in=ids, open=True).annotate(opening=opening)
+    return rows.order_by("pk").values_list("pk", "concurrency", "only_canary", "opening")
+
+
+def _seats(batches: Collection[int]) -> QuerySet[Transfer, Any]:
+    seats = Transfer.objects.filter(batch__in=batches, state=TransferState.RUNNING, pump__isnull=False)
+    return seats.values_list("batch", "worker", "pump").annotate(n=Count("pk")).order_by()
+
+
+def _asking() -> QuerySet[Claimer, Any]:
+    asking = Claimer.objects.filter(_alive("worker__"), seen__gt=_ago(ASK_SECONDS))
+    return asking.values_list("worker", "number", "asks")
+
+
+_OPEN, _SEATS, _ASKING = Once(_open), Once(_seats), Once(_asking)
+
+
 class Shares:
     """The seats of the batches that are open now, as one pump sees them. Made inside the transaction of its claim, whose lock on
     the batches keeps it true. A fixed number of statements."""
 
     def __init__(self, worker_id: int, pump: int, open_batches: Collection[int], *, wants: int) -> None:
-        opening = Case(When(opened__gt=_ago(_GATHERING_SECONDS), then=True), default=Value(False), output_field=BooleanField())
-        rows = TransferBatch.objects.select_for_update().filter(pk__in=open_batches, open=True)
-        self.batches = list(rows.annotate(opening=opening).order_by("pk"))
+        self.batches = [OpenBatch(*row) for row in _OPEN.rows([*open_batches])]
         self._pump = (worker_id, pump)
-        self._known: Claimer | None = None
+        self._asked: dict[str, int] | None = None
         self._shares: dict[int, Share] = {}
         if self.batches:
             self._divide(wants)
@@ -86,18 +116,17 @@ class Shares:
         return self._shares[batch_id]
 
     def _divide(self, wants: int) -> None:
-        seats = Transfer.objects.filter(batch__in=self.batches, state=TransferState.RUNNING, pump__isnull=False)
         found: dict[int, dict[tuple[int, int], Claimant]] = defaultdict(dict)
-        for batch_id, worker, pump, count in seats.values_list("batch", "worker", "pump").annotate(n=Count("pk")).order_by():
+        for batch_id, worker, pump, count in _SEATS.rows([batch.pk for batch in self.batches]):
             found[batch_id][worker, pump] = Claimant(worker, pump, held=count)
         pumps: dict[int, set[int]] = defaultdict(set)
-        for row in Claimer.objects.filter(_alive("worker__"), seen__gt=_ago(ASK_SECONDS)):
-            pumps[row.worker_id].add(row.number)
-            if (row.worker_id, row.number) == self._pump:
-                self._known = row
+        for worker, pump, asks in _ASKING.rows():
+            pumps[worker].add(pump)
+            if (worker, pump) == self._pump:
+                self._asked = asks
                 continue
-            for batch_id, asked in row.asks.items():
-                claimant = found[int(batch_id)].setdefault((row.worker_id, row.number), Claimant(row.worker_id, row.number))
+            for batch_id, asked in asks.items():
+                claimant = found[int(batch_id)].setdefault((worker, pump), Claimant(worker, pump))
                 claimant.wants = asked
         expected = _expected([batch for batch in self.batches if batch.opening])
         for batch in self.batches:
@@ -114,9 +143,9 @@ class Shares:
     def ask(self, missing: Mapping[int, int]) -> None:
         """Tell the others what this pump would take more of each batch; they leave it its share from now on."""
         asks = {str(batch_id): wanted for batch_id, wanted in missing.items()}
-        if self._known is None and not asks:
+        if self._asked is None and not asks:
             return
-        if self._known is None or self._known.asks != asks:
+        if self._asked != asks:
             worker_id, number = self._pump
             Claimer.objects.update_or_create(worker_id=worker_id, number=number, defaults={"asks": asks, "seen": Now()})
 
@@ -142,14 +171,14 @@ def pumps_at_work(worker_id: int) -> int:
     return Claimer.objects.filter(worker=worker_id, seen__gt=_ago(ASK_SECONDS)).count()
 
 
-def _expected(batches: Collection[TransferBatch]) -> dict[int, dict[int, int]]:
+def _expected(batches: Collection[OpenBatch]) -> dict[int, dict[int, int]]:
     """Batch id -> living worker that could take something of it -> how many pumps it may send."""
     if not batches:
         return {}
     there = WorkerReach.objects.filter(worker=OuterRef(OuterRef("pk")), ok=True)
     reached = Q(Exists(there.filter(store=OuterRef("source")))) & Q(Exists(there.filter(store=OuterRef("target"))))
     queued = Transfer.objects.filter(reached, state=TransferState.QUEUED)
-    may = {f"may_{batch.pk}": Exists(queued.filter(batch=batch, canary__in=[True, batch.only_canary])) for batch in batches}
+    may = {f"may_{batch.pk}": Exists(queued.filter(batch=batch.pk, canary__in=[True, batch.only_canary])) for batch in batches}
     workers = list(Worker.objects.filter(_alive()).annotate(**may))
     return {batch.pk: {row.pk: row.pumps for row in workers if getattr(row, f"may_{batch.pk}")} for batch in batches}
 
