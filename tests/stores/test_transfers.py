@@ -292,6 +292,34 @@ def test_proof_that_is_delivered_twice_changes_nothing_the_second_time(cloud):
 # --- what fails, and comes back --------------------------------------------------------------------------------------------
 
 
+def test_upload_that_was_begun_as_its_lease_was_lost_is_recorded_by_nobody_and_reaped(cloud, monkeypatch):
+    cloud.fill()
+    cloud.batch()
+    while_ours = worker._PumpJournal._while_ours
+
+    def too_late(journal, write):
+        monkeypatch.setattr(worker._PumpJournal, "_while_ours", while_ours)
+        lapse()
+        while_ours(journal, write)
+
+    monkeypatch.setattr(worker._PumpJournal, "_while_ours", too_late)
+    pump(cloud)
+    at_once()
+    pump(cloud)
+    assert set(Transfer.objects.values_list("state", flat=True)) == {TransferState.PROVEN}
+    objects = dict(server_at(OBJECTS).objects)
+    begun = server_at(OBJECTS).uploads
+    assert not TransferUpload.objects.exists()
+    left = next(iter(begun.values()))
+    left.started = timezone.now()
+    tasks.reap()
+    assert list(begun.values()) == [left], "whoever began it may be alive"
+    left.started -= timedelta(seconds=2 * settings.LEASE_SECONDS + 1)
+    tasks.reap()
+    assert begun == {}
+    assert server_at(OBJECTS).objects == objects
+
+
 def test_upload_that_the_store_aborted_with_all_its_parts_is_begun_anew(cloud):
     """A lifecycle rule took it just before it was completed; the next attempt must not find it in the rows again."""
     cloud.fill()
@@ -328,6 +356,22 @@ def test_item_whose_rows_can_never_be_written_fails_and_the_others_go_on(cloud, 
     assert "no row takes" in bad.error
     others = Transfer.objects.exclude(pk=bad.pk).exclude(parent=bad.pk).exclude(parent__parent=bad.pk)
     assert set(others.values_list("state", flat=True)) == {TransferState.PROVEN}
+
+
+def test_what_is_planned_while_somebody_asks_for_it_goes_ahead(cloud, operator, monkeypatch):
+    """A plan may commit between the question whether the item is under way and the row for it."""
+    looked = planning.readable_copies
+
+    def planned_meanwhile(*args: object):
+        monkeypatch.setattr(planning, "readable_copies", looked)
+        cloud.batch()
+        return looked(*args)
+
+    monkeypatch.setattr(planning, "readable_copies", planned_meanwhile)
+    wanted = cloud.volumes[0]
+    asked = transfers.ensure(actor=operator, kind=Kind.VOLUME, item=wanted)
+    live = Transfer.objects.get(kind=Kind.VOLUME, item_id=wanted.pk)
+    assert (live.pk, live.priority, live.batch_id is None) == (asked.pk, transfers.ON_DEMAND, False)
 
 
 def test_child_waits_for_the_parent_that_was_asked_for_after_both_had_failed(cloud, operator):
