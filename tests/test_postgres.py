@@ -22,11 +22,13 @@ SECONDS = 900
 def test_tests_of_the_database_pass_when_it_is_postgresql(postgres_server, capsys):
     database = postgres_server.create_database("suite")
     command = [sys.executable, "-m", "pytest", "-m", SELECTED, "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=300"]
+    command += ["-n", "2", "--dist", "loadfile"]  # each process in a database of its own
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
     started = time.monotonic()
     with subprocess.Popen(
         command,
         cwd=REPOSITORY,
-        env=os.environ | {"DATABASE_URL": database},
+        env=ours | {"DATABASE_URL": database},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
