@@ -360,6 +360,7 @@ def test_item_whose_rows_can_never_be_written_fails_and_the_others_go_on(cloud, 
 
 def test_what_is_planned_while_somebody_asks_for_it_goes_ahead(cloud, operator, monkeypatch):
     """A plan may commit between the question whether the item is under way and the row for it."""
+    cloud.fill()
     looked = planning.readable_copies
 
     def planned_meanwhile(*args: object):

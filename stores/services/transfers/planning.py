@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Case, CharField, Exists, F, FilteredRelation, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Now
 
@@ -109,7 +109,7 @@ def _ensure_one(
         source = models.ref.objects.get(pk=copies[0].ref_id)
     else:
         source = models.ref.objects.get(store=via, item_id=item.pk, state__in=[RefState.PROMISED, RefState.CREATING, *READABLE])
-    return Transfer.objects.create(
+    asked = Transfer(
         kind=kind,
         item_id=item.pk,
         source_id=source.store_id,
@@ -122,6 +122,12 @@ def _ensure_one(
         state=TransferState.QUEUED if parent is None else TransferState.BLOCKED,
         bytes_total=size,
     )
+    try:
+        with transaction.atomic():
+            asked.save(force_insert=True)
+    except IntegrityError:  # a drain was planned at the same moment: its transfer is there now
+        return _hurry(kind, item, store, parent)
+    return asked
 
 
 def _hurry(kind: Kind, item: Item, store: ImageStore, parent: Transfer | None) -> Transfer | None:
