@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Count, Sum
+from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
 from cloudstorage import audit, checkpoints
@@ -96,11 +97,14 @@ def _findings(conversion: Conversion, promised: int) -> Iterable[Finding]:
     drain = Drain.objects.filter(conversion=conversion).first()
     if promised:
         state = f"the drain is {drain.state}" if drain is not None else "no drain was planned"
-        message = f"{promised} items are only on NFS so far ({state}); after the commit there is no going back for them either."
+        message = (
+            f"The only copy of {promised} item{pluralize(promised)} is still on NFS ({state}); "
+            "after the commit there is no going back for these either."
+        )
         remedy = "Let the drain finish first. Each stays held until its copy on the object store is proven."
         yield Finding("not-proven", "warning", message, remedy)
     if failed := Transfer.objects.filter(target=target, state=TransferState.FAILED).count():
-        message = f"{failed} copies to {target.name} failed and wait for a person."
+        message = f"Copies to {target.name} that failed and wait for a person: {failed}."
         yield Finding("failed-copies", "warning", message, "See migration_status, mend the causes, then migration_retry.")
     if drain is not None and drain.state == DrainState.PAUSED:
         yield Finding("drain-paused", "warning", f"The drain is paused: {drain.note}", "Read why, then resume or cancel it.")
@@ -118,7 +122,8 @@ def _reused(conversion: Conversion) -> Iterable[Finding]:
     last = listings.filter(created__gte=conversion.converted_at).first()
     if last is None:
         message = (
-            f"{count} items are on {target.name} from before it was detached, and nobody has looked since whether they still are."
+            f"On {target.name} from before it was detached, and nobody has looked since whether it still is: "
+            f"{count} item{pluralize(count)}."
         )
         remedy = "Let a worker finish the comparison of its listing, or run migration_verify --listing --wait."
         yield Finding("reused-not-checked", "blocker", message, remedy, overridable=True)

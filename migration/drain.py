@@ -11,6 +11,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Count, Q, Sum
 from django.db.models.functions import Now
+from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
@@ -329,9 +330,12 @@ def _advance_running(drain: Drain) -> None:
         )
         note = "Every item is proven."
         if failed:
-            note = f"{failed} items failed; see the errors, mend their causes, then retry."
+            note = f"{failed} item{pluralize(failed)} failed; see the errors, mend the cause, then retry."
         elif unread > 0:
-            note = f"{unread} promised items have no readable copy on any attached store; scan the exports that should have them."
+            note = (
+                f"No attached store has a readable copy of {unread} promised item{pluralize(unread)}; "
+                "scan the exports that should have them."
+            )
         moved = _advance_state(drain, DrainEvent.FINISH, note=note, finished_at=timezone.now())
         TransferBatch.objects.filter(pk=moved.batch_id).update(open=False)
         record(SYSTEM, "drain.finish", f"drain:{drain.uuid}", failed=failed)

@@ -37,7 +37,7 @@ def test_a_commit_takes_the_name_and_the_button_and_says_what_ends(cloud, sign_i
     assert url in text(client.get(f"/migration/conversions/{cloud.conversion.uuid}/"))
     assert url in text(client.get(f"/migration/drains/{cloud.drain.uuid}/"))
     page = text(client.get(url))
-    for words in ("What ends here", "no longer be rolled back", "are only on NFS so far", "No drain is paused.", "nfs-east"):
+    for words in ("What ends here", "no longer be rolled back", "still on NFS", "No drain is paused.", "nfs-east"):
         assert words in page
     assert first_button(page) == "back"
     assert client.post(url, {"typed": "objects", "do": "back"}).headers["Location"].endswith(f"{cloud.conversion.uuid}/")
