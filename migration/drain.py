@@ -80,15 +80,15 @@ def _live_drains(conversion: Conversion) -> Any:
     return Drain.objects.filter(conversion=conversion).exclude(state__in=[DrainState.CANCELLED, DrainState.FINISHED])
 
 
-def _choose_canary(batch: TransferBatch, items: int) -> None:
-    """The smallest few, and the deepest chain as a whole: what is most likely to show a fault soon."""
-    rows = Transfer.objects.filter(batch=batch)
+def _choose_canary(batch: TransferBatch, items: int) -> int:
+    """The smallest few, and the deepest chain as a whole: what is most likely to show a fault soon. Returns how many."""
+    rows = Transfer.objects.filter(batch=batch, state__in=[TransferState.QUEUED, TransferState.BLOCKED])
     chosen = set(rows.filter(depth=0).order_by("bytes_total", "id").values_list("pk", flat=True)[:items])
     link = rows.order_by("-depth", "id").first()
     while link is not None:
         chosen.add(link.pk)
         link = link.parent
-    rows.filter(pk__in=chosen).update(canary=True)
+    return Transfer.objects.filter(batch=batch, pk__in=chosen).update(canary=True)
 
 
 def start(*, actor: Actor, drain: Drain) -> Drain:
@@ -250,6 +250,8 @@ def _advance_canary(drain: Drain) -> None:
         failed = canary.filter(state=TransferState.FAILED).order_by("depth", "id").first()
         reason = f"The canary failed, so the rest was not begun: {failed.error}" if failed else "The canary failed."
         _stop_for(drain, reason)
+    elif states == {TransferState.CANCELLED} and _choose_canary(drain.batch, canary.count()):
+        wake(transfers.PUMP)  # all were deleted meanwhile: what proves nothing lets nothing pass
     elif states <= {TransferState.PROVEN, TransferState.CANCELLED}:
         if problem := _read_back(canary.filter(state=TransferState.PROVEN).order_by("id")):
             with transaction.atomic():

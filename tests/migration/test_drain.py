@@ -144,6 +144,17 @@ def test_a_failed_canary_keeps_the_rest_from_beginning(region, converted, worker
     assert causes == {"not-found"}
 
 
+def test_a_canary_that_was_cancelled_as_a_whole_proves_nothing_and_another_is_chosen(region, converted, worker, operator):
+    row = drain.plan(actor=operator, conversion=converted, canary_items=1)
+    Transfer.objects.filter(canary=True).update(state=TransferState.CANCELLED)  # their items were deleted, say
+    drain.start(actor=operator, drain=row)
+    drain.advance(row)
+    row.refresh_from_db()
+    assert row.state == DrainState.CANARY
+    assert run_to_end(row, worker).state == DrainState.FINISHED
+    assert Transfer.objects.filter(canary=True, state=TransferState.PROVEN).exists()
+
+
 def test_children_of_a_failed_parent_fail_with_it_and_come_back_with_it(region, converted, worker, operator):
     lost = next(region.folder("west").rglob("two"))
     content = lost.read_bytes()
