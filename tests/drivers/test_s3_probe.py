@@ -12,6 +12,7 @@ from stores.drivers.base import MiB, ProbeStep
 from stores.drivers.errors import (
     AccessDenied,
     Corrupt,
+    LockedOut,
     Misconfigured,
     StoreError,
 )
@@ -136,7 +137,7 @@ def test_write_is_the_blocker_when_the_credentials_may_only_read(swift: Place) -
     steps = list(swift.driver(**reader).probe())
     blockers = [step for step in steps if step.status == "blocker"]
     assert [step.name for step in blockers] == ["write"]
-    assert blockers[0].remedy == AccessDenied.remedy
+    assert blockers[0].remedy == LockedOut.remedy
     assert "multipart" not in by_name(steps)
 
 
@@ -286,4 +287,4 @@ def test_clock_is_named_when_it_differs(moto: Place) -> None:
     reach = next(iter(moto.driver().probe()))
     assert (reach.name, reach.status) == ("reach", "blocker")
     assert "clocks" in reach.message
-    assert "NTP" in reach.message
+    assert "NTP" in reach.remedy

@@ -246,10 +246,10 @@ def test_others_are_proven_when_one_copy_cannot_be_written_down(running, worker,
     bad = of(Kind.VOLUME)
     written = endings._target_files
 
-    def refused(model, job, copied, ref):
+    def refused(job, copied, ref_id):
         if job.transfer.pk == bad.pk:
             raise ValueError("such a row cannot be")
-        return written(model, job, copied, ref)
+        return written(job, copied, ref_id)
 
     monkeypatch.setattr(endings, "_target_files", refused)
     assert pump(worker) == 2
