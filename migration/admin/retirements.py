@@ -164,5 +164,6 @@ def files(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         intro=f"{row.totals.get('files', 0)} files that the report lists go to the trash folder of the export and are purged"
         " after the grace time. What no ref knew stays where it is, and so does what was changed since it was read.",
         button="Move them to the trash",
+        danger=True,
         back=("console:retirement", row.uuid),
     )
