@@ -37,7 +37,7 @@ def when_free(scan: Callable[[], Any]) -> Any:
         except Busy:
             if time.monotonic() > patience:
                 raise
-            time.sleep(0.1)
+            time.sleep(0.1)  # between two looks: nothing tells of a lease that lapses
 
 
 # --- the first life --------------------------------------------------------------------------------------------------------

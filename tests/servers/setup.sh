@@ -16,6 +16,8 @@ needed=(
     "chromium chromium"
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf fonts-dejavu-core"
     "ip iproute2"
+    "cc gcc"
+    "/usr/include/stdio.h libc6-dev"
 )
 [[ ${1:-} == bench ]] && needed+=("rclone rclone")
 
