@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.db.models import Count, F, IntegerField, Min, Q, Sum, Value
 from django.db.models.functions import Least
+from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
 from migration.findings import READABLE, Finding, amount
@@ -141,13 +142,13 @@ def _in_flight(stores: Sequence[ImageStore]) -> dict[int, int]:
 
 
 SCAN_FINDINGS = {
-    "orphaned": ("orphans", "files belong to no item that is understood; they stay where they are and are not moved"),
-    "unknown": ("unknown-entries", "entries are not in CloudStack's layout; they stay where they are and are not moved"),
-    "missing": ("missing-files", "items are recorded but their files are gone"),
-    "changed": ("changed-files", "files differ from what was recorded of them"),
-    "corrupt": ("corrupt-files", "files are damaged"),
-    "unreadable": ("unreadable-entries", "entries could not be read"),
-    "foreign_writes": ("foreign-writes", "entries were written by others while the store was only for staging"),
+    "orphaned": ("orphans", "of no item that is understood, so that they stay where they are and are not moved"),
+    "unknown": ("unknown-entries", "outside CloudStack's layout, so that they stay where they are and are not moved"),
+    "missing": ("missing-files", "recorded, but gone"),
+    "changed": ("changed-files", "other than recorded"),
+    "corrupt": ("corrupt-files", "damaged"),
+    "unreadable": ("unreadable-entries", "not to be read"),
+    "foreign_writes": ("foreign-writes", "written by others while the store was only for staging"),
 }
 
 
@@ -162,7 +163,7 @@ def _scan_findings(store: ImageStore) -> Iterable[Finding]:
         found = store.scan_report.get(key)
         if count := amount(found):
             examples = tuple(f"{entry['path']}: {entry['message']}".rstrip(": ") for entry in found["examples"][:5])
-            message = f"The last scan of {store.name} reports: {count} {meaning}."
+            message = f"The last scan of {store.name} found {count} file{pluralize(count)} {meaning}."
             remedy = "Look at the scan report of the store and decide before converting."
             yield Finding(code, "warning", message, remedy, examples=examples).at(store)
 

@@ -99,6 +99,7 @@ class StoreView(Serializer):
     name = serializers.CharField()
     provider = serializers.CharField(source="image_provider_name")
     url = serializers.CharField(allow_blank=True)
+    place = serializers.CharField(help_text="What identifies it to a person: an export, or an endpoint and its bucket.")
     zone = Named(allow_null=True)
     scope = serializers.ChoiceField(["ZONE", "REGION"])
     role = serializers.ChoiceField([role.value for role in Role])

@@ -63,6 +63,8 @@ class ImageStore(models.Model):
     image_provider_name = models.CharField(max_length=255)
     protocol = models.CharField(max_length=255)
     url = models.CharField(max_length=2048, blank=True)
+    place = models.CharField(max_length=2048, blank=True, default="")
+    """What identifies it to a person, as its driver says (`display_url`): an S3 store has no url, but a bucket."""
     zone = models.ForeignKey(
         Zone, null=True, blank=True, on_delete=models.PROTECT, db_column="data_center_id", related_name="stores"
     )

@@ -297,6 +297,7 @@ def prepare_store(
         image_provider_name=provider,
         protocol=trial.protocol,
         url=url,
+        place=trial.display_url[:2048],
         zone=zone,
         scope=driver.scope,
         role=role,
@@ -458,7 +459,7 @@ def update_store(
         if details is not None:
             merged = _try_details(store, details)
             changed["details"] = sorted(details)
-            fields += ["protocol", "probed_at", "probe_steps", "facts", "total_size", "used_bytes"]
+            fields += ["protocol", "place", "probed_at", "probe_steps", "facts", "total_size", "used_bytes"]
         with transaction.atomic():
             try:
                 with transaction.atomic():
@@ -493,7 +494,7 @@ def _try_details(store: ImageStore, details: Mapping[str, str]) -> dict[str, str
         trial.check()
     steps = _probe(trial)
     refuse_blockers(steps, trial.display_url)
-    store.protocol = trial.protocol
+    store.protocol, store.place = trial.protocol, trial.display_url[:2048]
     _keep_probe(store, steps, facts_of(steps))
     return merged
 

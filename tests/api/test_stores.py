@@ -78,6 +78,14 @@ def test_store_is_changed_by_what_is_given_and_keeps_its_secret(api, store):
     assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (400, "#/read_limit")
 
 
+def test_store_without_a_url_still_says_where_it_is(api, store):
+    row = ImageStore.objects.get()
+    assert row.place == image_stores.driver_for(row).display_url
+    ImageStore.objects.update(place="outdated")
+    changed = api().patch(f"stores/{store['id']}", {"details": {"password": "hunter2"}})
+    assert changed.json()["place"] == row.place
+
+
 def test_store_is_probed_again(api, store, memory_store):
     assert api("operator").post(f"stores/{store['id']}/probe").json()["usable"]
     memory_store.password = "changed"

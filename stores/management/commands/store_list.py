@@ -18,7 +18,7 @@ class Command(ServiceCommand):
         if self.as_json:
             self.say("", [_as_json(store) for store in stores])
             return None
-        headings = ("NAME", "PROVIDER", "ROLE", "ZONE", "STATE", "TEMPLATES", "SNAPSHOTS", "VOLUMES", "PENDING", "BYTES", "URL")
+        headings = ("NAME", "PROVIDER", "ROLE", "ZONE", "STATE", "TEMPLATES", "SNAPSHOTS", "VOLUMES", "PENDING", "BYTES", "PLACE")
         self.tell_table(headings, [_as_row(store) for store in stores])
         return None
 
@@ -29,6 +29,7 @@ def _as_json(store: Any) -> dict[str, object]:
         "name": store.name,
         "provider": store.image_provider_name,
         "url": store.url,
+        "place": store.place,
         "role": store.role,
         "zone": store.zone.name if store.zone else None,
         "state": store.state,
@@ -46,4 +47,4 @@ def _as_json(store: Any) -> dict[str, object]:
 def _as_row(store: Any) -> tuple[object, ...]:
     zone = store.zone.name if store.zone else "(region)"
     counts = (store.templates, store.snapshots, store.volumes, store.pending)
-    return (store.name, store.image_provider_name, store.role, zone, store.state, *counts, human_bytes(store.bytes), store.url)
+    return (store.name, store.image_provider_name, store.role, zone, store.state, *counts, human_bytes(store.bytes), store.place)
