@@ -97,12 +97,15 @@ def _limit(bar: str) -> tuple[str, float]:
     return found[1], float(found[2])
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Replace the rows of the same ids in `latest.json`, and keep the others: rows can be run one by one."""
+def write(path: Path, rows: Sequence[Row], known: Sequence[str]) -> None:
+    """Replace the rows of the same ids in `latest.json`, and keep the others: rows can be run one by one. In the order of the
+    `known` ids; what the bench does not know any more goes."""
     kept = {row.id: row for row in read(path)} if path.exists() else {}
     kept |= {row.id: row for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(row) for row in kept.values()], indent=1) + "\n")
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps([asdict(kept[name]) for name in known if name in kept], indent=1) + "\n")
+    new.replace(path)
 
 
 def read(path: Path) -> list[Row]:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +29,36 @@ from tests.servers.swift import SwiftServer
 MiB = 1 << 20
 PREFIX = "cloudstorage-bench-"
 EXPORT = "filer.example:/export"
+
+
+# A shell that waits on a pipe held by us: when we end, however we end, it kills what has the first folder's name in its
+# environment, as workers and peers do, and removes the folders. Servers have such a shell of their own.
+_GUARD = """
+trap '' INT TERM HUP
+read -r _
+while pids=$(grep -lsF -- "$1" /proc/[0-9]*/environ | cut -d/ -f3); [ -n "$pids" ]; do
+    kill -KILL $pids 2>/dev/null
+    sleep 0.1
+done
+for try in 1 2 3 4 5 6 7 8 9; do
+    rm -rf -- "$@" 2>/dev/null && break
+    sleep 0.5
+done
+"""
+
+
+@contextmanager
+def cleaned_up(*folders: Path) -> Iterator[None]:
+    """Afterwards, even when this process was killed, the folders are gone, and so is whoever knew the first of them."""
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "guard", *map(str, folders)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0
+    )
+    assert guard.stdin is not None
+    try:
+        yield
+    finally:
+        guard.stdin.close()
+        guard.wait(60)
 
 
 @dataclass(frozen=True)
@@ -61,25 +91,27 @@ class Bench:
 
     def __init__(self, *, swift: SwiftServer | None = None, postgres: PostgresServer | None = None) -> None:
         """Servers that are given are used as they are, and never wiped."""
-        self._stack = ExitStack()
         self._given = (swift, postgres)
         self._templates: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        forget_dead_runs()
-        self.folder = self._throwaway(None)
-        self.data = self.folder / "data"
-        self.swift = self._given[0] or self._stack.enter_context(SwiftServer(self._throwaway("/dev/shm") / "swift", workers=2))
-        self.postgres = self._given[1] or self._stack.enter_context(PostgresServer(self.folder / "postgres", durable=True))
+        swift, postgres = self._given
+        with ExitStack() as stack:
+            self.folder, memory = self._throwaway(None), self._throwaway("/dev/shm")
+            stack.enter_context(cleaned_up(self.folder, memory))
+            self.data = self.folder / "data"
+            self.swift = swift or stack.enter_context(SwiftServer(memory / "swift", workers=2))
+            self.postgres = postgres or stack.enter_context(PostgresServer(self.folder / "postgres", durable=True))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _throwaway(self, place: str | None) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
+    @staticmethod
+    def _throwaway(place: str | None) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         folder.chmod(0o711)  # PostgreSQL's own user goes through it
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
     # --- data --------------------------------------------------------------------------------------------------------------
@@ -218,10 +250,13 @@ class Control:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        if error is not None:
+            self._process.kill()  # it may be busy with what nobody waits for any more
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait(60)
         self._process.stdout.close()
 
@@ -337,12 +372,3 @@ def _refuse_failures(connection: psycopg.Connection[Any], machines: list[Machine
     if failed or stopped or late:
         logs = "\n".join(machine.tail() for machine in machines)
         raise RuntimeError(f"the drain did not end well: {failed or stopped or 'it took too long'}\n{logs}")
-
-
-def forget_dead_runs() -> None:
-    """Folders of runs that were killed, and so could not clean up: their process is gone."""
-    for place in {tempfile.gettempdir(), "/dev/shm"}:
-        for folder in Path(place).glob(f"{PREFIX}*-*"):
-            pid = folder.name.removeprefix(PREFIX).partition("-")[0]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(folder, ignore_errors=True)

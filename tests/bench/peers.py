@@ -62,11 +62,17 @@ def swift_upload(bench: Bench, dataset: Dataset, bucket: str) -> Run:
 
 
 def _timed(command: list[str], log: Path, more: dict[str, str], folder: Path) -> Run:
-    environment = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"} | more
+    environment = (
+        {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"} | {"BENCH_FOLDER": str(log.parent)} | more
+    )
     with log.open("wb") as file:
         started = time.monotonic()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, cwd=folder)
-        _, status, used = os.wait4(process.pid, 0)
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
         elapsed = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

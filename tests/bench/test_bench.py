@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from tests.bench.figures import compared
 from tests.bench.ground import Bench, swift_target
 from tests.bench.moving import beside
 from tests.bench.peers import swift_upload
+from tests.crash.machine import state_of, wait_for
 
 pytestmark = pytest.mark.live
 
@@ -24,3 +29,24 @@ def test_a_round_measures_both_sides_and_leaves_nothing_behind(swift_server, pos
     assert len(said) == 2
     assert compared("few", "files", ">= 1.0", [(3 / ours.seconds, 3 / peer.seconds)]).met == "inconclusive"
     assert not folder.exists()
+
+
+_KILLED = """
+import os, subprocess, sys
+from pathlib import Path
+from tests.bench.ground import cleaned_up
+with cleaned_up(*map(Path, sys.argv[1:])):
+    print(subprocess.Popen(["sleep", "600"], env=os.environ | {"KNOWS": sys.argv[1] + "/data"}).pid, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_bench_that_is_killed_leaves_neither_processes_nor_folders_behind(tmp_path):
+    folders = [tmp_path / "disk", tmp_path / "memory"]
+    for folder in folders:
+        (folder / "data").mkdir(parents=True)
+    command = [sys.executable, "-c", _KILLED, *map(str, folders)]
+    ended = subprocess.run(command, env=os.environ, check=False, capture_output=True, text=True)
+    assert ended.returncode == -9, ended.stderr
+    wait_for(lambda: state_of(int(ended.stdout)) in "XZ", "what the bench had started to end")
+    wait_for(lambda: not any(folder.exists() for folder in folders), "the folders to go")

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.bench import figures
+from tests.bench.__main__ import choices
 from tests.bench.figures import BEGIN, END, Row, absolute, compared, unless_busy, verdict
 
 pytestmark = pytest.mark.unit
@@ -70,11 +71,29 @@ def test_latest_keeps_the_rows_of_other_runs_and_nothing_but_the_fields(tmp_path
     path = tmp_path / "bench" / "latest.json"
     old, other = absolute("a", "old", "<= 1", [2, 2, 2]), absolute("b", "b", "<= 1", [1, 1, 1])
     new = absolute("a", "new", "<= 1", [0.5, 0.5, 0.5])
-    figures.write(path, [old, other])
-    figures.write(path, [new])
+    figures.write(path, [other, absolute("gone", "gone", "<= 1", [1, 1, 1])], ["a", "b", "gone"])
+    figures.write(path, [old], ["a", "b"])
+    figures.write(path, [new], ["a", "b"])
     assert figures.read(path) == [new, other]
     fields = ["id", "what", "ours", "peer", "ratio", "min", "max", "bar", "met", "rounds"]
     assert [list(entry) for entry in json.loads(path.read_text())] == [fields, fields]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["tyni"], "no such rows: tyni; there are s3-large s3-large-cpu s3-small"),
+        (["tiny", "--rounds", "0"], "0 rounds measure nothing: ask for one or more"),
+        (["--rounds", "-1"], "-1 rounds measure nothing"),
+        (["--rounds", "few"], "--rounds: invalid int value: 'few'"),
+        (["--scale", "0"], "give more than 0 and at most 1"),
+        (["--scale", "0.1", "--readme"], "figures of full size only"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused_with_what_would(arguments, told, capsys):
+    with pytest.raises(SystemExit):
+        choices(arguments)
+    assert told in capsys.readouterr().err
 
 
 def test_the_readme_holds_the_rows_between_its_markers_and_is_otherwise_left_alone(tmp_path):
