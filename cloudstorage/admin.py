@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,13 +14,13 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
-from cloudstorage import people
+from cloudstorage import people, preferences
 from cloudstorage.actors import ActorRole
 from cloudstorage.console.exports import exported, wanted_form
-from cloudstorage.console.forms import Field, filled, misplaced
+from cloudstorage.console.filters import listing
+from cloudstorage.console.forms import Field, ask, whole_number
 from cloudstorage.console.pages import action, actor_of, entry, keyset, page, redirect, show
 from cloudstorage.console.site import ReadOnlyAdmin
-from cloudstorage.errors import Invalid, ServiceError
 from cloudstorage.models import ApiToken, AuditEvent
 from cloudstorage.templatetags.console import clock
 
@@ -30,6 +31,7 @@ entry(41, "People", "Tokens", "token_list", "key")
 entry(42, "People", "Audit trail", "audit_list", "audit", ActorRole.AUDITOR)
 entry(50, "Installation", "Settings", "setting_list", "menu", ActorRole.STORAGE_ADMIN)
 
+AUDIT = listing("audit_list", "actor", "action", "target", "outcome", "days", role=ActorRole.AUDITOR)
 ROLES = tuple((role.value, role.value) for role in ActorRole)
 
 
@@ -64,25 +66,38 @@ def user_add(request: HttpRequest) -> HttpResponse:
         Field("role", "Role", "Operator includes viewer, storage-admin includes operator.", "choice", "viewer", choices=ROLES),
         Field("password", "Password", "12 characters or more.", "password", required=True, autocomplete="new-password"),
     ]
-    error: ServiceError | None = None
-    if request.method == "POST":
-        given = {field.name: request.POST.get(field.name, "") for field in fields}
-        try:
-            people.add_user(actor=actor_of(request), **given)
-        except ServiceError as refused:
-            error = refused
-        else:
-            messages.success(request, f"{given['name']} may sign in now.")
-            return redirect("console:auth_user_changelist")
-    return show(
+
+    def add(given: Mapping[str, Any]) -> HttpResponse:
+        people.add_user(actor=actor_of(request), **{field.name: given.get(field.name, "") for field in fields})
+        messages.success(request, f"{given['name']} may sign in now.")
+        return redirect("console:auth_user_changelist")
+
+    return ask(request, fields, add, title="Add a user", button="Add the user", back=("console:auth_user_changelist",))
+
+
+# --- one's own --------------------------------------------------------------------------------------------------------------
+
+
+@page("preferences/", "preferences")
+def own_preferences(request: HttpRequest) -> HttpResponse:
+    """The time zone in which one sees all times."""
+    zones = tuple((name, name.replace("_", " ")) for name in preferences.time_zones())
+    words = "All times are shown in it; exports and the REST API stay in UTC. Type a part of its name. Empty: the browser's zone."
+    fields = [Field("time_zone", "Time zone", words, "search", choices=zones)]
+
+    def keep(given: Mapping[str, Any]) -> HttpResponse:
+        preferences.choose_time_zone(user=request.user, time_zone=given.get("time_zone", "").strip())
+        messages.success(request, "Your preferences were saved.")
+        return redirect("console:preferences")
+
+    return ask(
         request,
-        "console/form.html",
-        title="Add a user",
-        status=error.status if error else 200,
-        fields=filled(fields, request.POST, error),
-        error=misplaced(fields, error),
-        button="Add the user",
-        back=("console:auth_user_changelist",),
+        fields,
+        keep,
+        title="Preferences",
+        present={"time_zone": preferences.time_zone_of(request.user)},
+        button="Save",
+        back=("console:index",),
     )
 
 
@@ -115,30 +130,22 @@ def token_add(request: HttpRequest) -> HttpResponse:
             required=True,
         ),
     ]
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            days = request.POST.get("days", "")
-            if not (days.isascii() and days.isdigit() and len(days) < 6):
-                raise Invalid(f"{days!r} is not a number of days.", remedy="Write it in digits.", field="days")
-            token, secret = people.create_token(
-                actor=actor,
-                username=request.user.get_username(),
-                name=request.POST.get("name", ""),
-                role=request.POST.get("role", ""),
-                days=int(days),
-            )
-        except ServiceError as refused:
-            error = refused
-        else:
-            return show(request, "console/token.html", title="Your new token", token=token, secret=secret)
-    return show(
+
+    def make(given: Mapping[str, Any]) -> HttpResponse:
+        token, secret = people.create_token(
+            actor=actor,
+            username=request.user.get_username(),
+            name=given.get("name", ""),
+            role=given.get("role", ""),
+            days=whole_number(given.get("days", ""), "days"),
+        )
+        return show(request, "console/token.html", title="Your new token", token=token, secret=secret)
+
+    return ask(
         request,
-        "console/form.html",
+        fields,
+        make,
         title="Make a token",
-        status=error.status if error else 200,
-        fields=filled(fields, request.POST, error),
-        error=misplaced(fields, error),
         intro="Programs use it as: Authorization: Bearer … It is shown once and kept nowhere.",
         button="Make the token",
         back=("console:token_list",),
@@ -160,7 +167,8 @@ def token_revoke(request: HttpRequest, prefix: str) -> HttpResponse:
 def audit(request: HttpRequest) -> HttpResponseBase:
     """Who did what to what, newest first, refusals too; `?format=csv` or `json` gives all that match."""
     rows = AuditEvent.objects.all()
-    filters = {name: request.GET.get(name, "").strip()[:255] for name in ("actor", "action", "target", "outcome", "days")}
+    narrowed = AUDIT.narrowed(request)
+    filters = narrowed.values
     for name in ("actor", "action", "target", "outcome"):
         if filters[name]:
             rows = rows.filter(**{name if name in {"outcome", "target"} else f"{name}__startswith": filters[name]})
@@ -170,7 +178,7 @@ def audit(request: HttpRequest) -> HttpResponseBase:
         columns = ("at", "actor", "action", "target", "outcome", "details")
         return exported(form, "audit", columns, rows.order_by("-id").values_list(*columns).iterator())
     found = keyset(request, rows, newest_first=True)
-    return show(request, "console/audit.html", title="Audit trail", slice=found, filters=filters, filtered=any(filters.values()))
+    return show(request, "console/audit.html", title="Audit trail", slice=found, narrowed=narrowed, outcomes=("done", "refused"))
 
 
 # --- settings --------------------------------------------------------------------------------------------------------------

@@ -80,3 +80,31 @@ class ApiToken(models.Model):
     @classmethod
     def new_secret(cls) -> str:
         return "cs_" + secrets.token_urlsafe(32)
+
+
+class Preferences(models.Model):
+    """How a person wants the console to be."""
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, primary_key=True, related_name="+")
+    time_zone = models.CharField(max_length=64, blank=True, default="")
+    """An IANA name; empty: the browser's."""
+
+    def __str__(self) -> str:
+        return f"{self.user}: {self.time_zone or 'as the browser'}"
+
+
+class SavedFilter(models.Model):
+    """What a person likes to narrow a list to: the parameters of its URL under a name."""
+
+    id = models.BigAutoField(primary_key=True)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    page = models.CharField(max_length=64)
+    """URL name of the list, and its kind where it has one."""
+    name = models.CharField(max_length=60)
+    query = models.TextField()
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["user", "page", "name"], name="saved_filter_name_once")]
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.name}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.admin import AdminSite, ModelAdmin, ShowFacets
+from django.contrib.admin.views.main import ERROR_FLAG
 from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, path, reverse
+from django.utils import timezone
 from django.views.decorators.cache import never_cache
 
 from cloudstorage.actors import ActorRole
@@ -48,7 +50,14 @@ class ConsoleSite(AdminSite):
             return context
         actor = actor_of(request)
         roles = [role.value for role in ActorRole if actor.may(role)]
-        return {**context, "navigation": _navigation(request), "roles": roles, "actor": actor}
+        zone = timezone.get_current_timezone_name()
+        return {**context, "navigation": _navigation(request), "roles": roles, "actor": actor, "time_zone": zone}
+
+    def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """Ask whoever comes by a link; only a button signs out."""
+        if request.method == "GET":
+            return never_cache(pages.show)(request, "console/sign_out.html", title="Sign out?")
+        return super().logout(request, extra_context)
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """The overview, which the topmost app provides."""
@@ -99,7 +108,10 @@ class ReadOnlyAdmin(_ModelAdmin):
         return [url for url in super().get_urls() if str(url.name).endswith("_changelist")]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """The list under its own name, since there is nothing to select for a change."""
+        """The list under its own name, since there is nothing to select for a change; what it does not understand is said."""
+        if ERROR_FLAG in request.GET:
+            message = "The list does not understand the filter in its address."
+            return pages.failure(request, 400, "Filter not understood", message, f"Open the list without it: {request.path}")
         title = str(self.model._meta.verbose_name_plural).capitalize()  # noqa: SLF001 - Django's public name for it
         return super().changelist_view(request, {"title": title, **(extra_context or {})})
 

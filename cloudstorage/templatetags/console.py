@@ -1,17 +1,19 @@
-"""How the console's templates write amounts, times and states: a state is always an icon, a word and a colour."""
+"""How the console's templates write amounts, times, states and the frames around them: each thing looks the same everywhere."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from django import template
+from django.template.loader import render_to_string
 from django.templatetags.static import static
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from cloudstorage.commands import human_bytes, human_seconds
@@ -84,7 +86,7 @@ def moment(value: Any) -> SafeString | str:
     local = timezone.localtime(at)
     seconds = (timezone.now() - at).total_seconds()
     age = f"in {_rough(-seconds)}" if seconds < 0 else f"{_rough(seconds)} ago" if seconds >= 10 else "just now"
-    return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), f"{local:%Y-%m-%d %H:%M:%S %Z}", age)
+    return format_html('<time datetime="{}" title="{}">{}</time>', _machine(at), f"{local:%Y-%m-%d %H:%M:%S %Z}", age)
 
 
 def _rough(seconds: float) -> str:
@@ -96,10 +98,14 @@ def _rough(seconds: float) -> str:
 
 @register.filter
 def clock(value: Any) -> SafeString | str:
-    """A point in time as date and time."""
+    """A point in time as date and time, in the operator's zone."""
     if not isinstance(value, datetime):
         return UNKNOWN
-    return format_html('<time datetime="{}">{}</time>', value.isoformat(), f"{timezone.localtime(value):%Y-%m-%d %H:%M:%S %Z}")
+    return format_html('<time datetime="{}">{}</time>', _machine(value), f"{timezone.localtime(value):%Y-%m-%d %H:%M:%S %Z}")
+
+
+def _machine(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat()
 
 
 @register.simple_tag
@@ -112,16 +118,85 @@ def icon(name: str) -> SafeString:
     )
 
 
-@register.simple_tag(takes_context=True)
-def unless_same(context: Mapping[str, Any]) -> SafeString | str:
-    """An attribute of a part that polls: it asks for what differs from itself. Nothing in a part that came with its page."""
-    version = context.get("fragment_version", "")
-    return format_html(' hx-headers=\'{{"If-None-Match":"\\"{}\\""}}\'', version) if version else ""
-
-
 @register.simple_tag
 def badge(state: Any, words: str = "") -> SafeString:
     """A state as icon, word and colour; `words` to say more than the state's own name."""
     name = str(state)
     shape, tone = _LOOKS.get(name.lower(), ("dot", "quiet"))
     return format_html('<span class="badge {}">{}{}</span>', tone, icon(shape), words or name)
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------------
+
+_COLUMN_LOOKS = {"right", "wide"}
+
+
+@register.simple_block_tag
+def table(content: SafeString, caption: str, *columns: str, title: str = "", inside: bool = False) -> SafeString:
+    """Rows with their heads, in a panel of their own unless they are `inside` of one; the keyboard can scroll it.
+
+    A column's name may begin with how it looks: `right` for figures, `wide` for what a phone leaves out. None where it is empty.
+    """
+    heads = format_html_join("\n", '<th scope="col"{}>{}</th>', (_head(column) for column in columns if column))
+    framed = format_html(
+        '<div class="scroll" tabindex="0"><table><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>',
+        caption,
+        heads,
+        content,
+    )
+    if inside:
+        return framed
+    if title:
+        return format_html('<section class="panel flush"><h2>{}</h2>{}</section>', title, framed)
+    return format_html('<div class="panel flush">{}</div>', framed)
+
+
+def _head(column: str) -> tuple[SafeString | str, str]:
+    words = column.split(" ")
+    looks = []
+    while words[0] in _COLUMN_LOOKS:
+        looks.append(words.pop(0))
+    return format_html(' class="{}"', " ".join(looks)) if looks else "", " ".join(words)
+
+
+@register.simple_block_tag
+def figure(content: SafeString, name: str) -> SafeString:
+    """A large number with its name above, inside of `<dl class="numbers">`; what is `<small>` in it stands below."""
+    return format_html("<div><dt>{}</dt><dd>{}</dd></div>", name, content)
+
+
+@register.simple_tag
+def fact(name: str, value: Any) -> SafeString | str:
+    """A line of `<dl class="facts">`; nothing where there is nothing to tell."""
+    return "" if value in {None, ""} else format_html("<dt>{}</dt><dd>{}</dd>", name, value)
+
+
+@register.simple_block_tag(takes_context=True)
+def live(
+    context: Mapping[str, Any], content: SafeString, target: str, *arguments: Any, part: str = "live", query: str = "part=1"
+) -> SafeString:
+    """A part of a page that asks for itself anew every two seconds while `running`, and for nothing that is as it is already."""
+    asks: SafeString | str = ""
+    if context.get("running"):
+        url = f"{reverse(f'console:{target}', args=arguments)}{query and '?'}{query}"
+        asks = format_html(' hx-get="{}" hx-trigger="every 2s" hx-swap="outerHTML"{}', url, _unless_same(context))
+    return format_html('<div id="{}"{}>{}</div>', part, asks, content)
+
+
+def _unless_same(context: Mapping[str, Any]) -> SafeString | str:
+    """Nothing in a part that came with its page."""
+    version = context.get("fragment_version", "")
+    return format_html(' hx-headers=\'{{"If-None-Match":"\\"{}\\""}}\'', version) if version else ""
+
+
+@register.filter
+def of_all(shown: Any, count: Any) -> str:
+    """Says whether a list is whole: `rows|of_all:count`."""
+    return f"The first {len(shown)} of {grouped(count)}" if int(count or 0) > len(shown) else "All of them"
+
+
+@register.simple_block_tag(takes_context=True)
+def filters(context: Mapping[str, Any], content: SafeString, narrowed: Any) -> SafeString:
+    """The form that narrows a list, around its fields, with the filters that the reader keeps of it."""
+    request = context["request"]
+    return render_to_string("console/filters.html", {"fields": content, "narrowed": narrowed, "path": request.path}, request)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from django.contrib import messages
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 
 from cloudstorage.actors import ActorRole
-from cloudstorage.console.forms import Field, filled, misplaced
+from cloudstorage.console.forms import Field, ask, percentage, whole_number
 from cloudstorage.console.pages import action, actor_of, fragment, keyset, page, redirect, show
-from cloudstorage.errors import Invalid, ServiceError
+from cloudstorage.errors import Invalid
 from migration import decommission, report
-from migration.admin.conversions import whole_number
 from migration.admin.verifications import FINDINGS_SHOWN
 from migration.api.decommissions import respond
 from migration.models import Decommission
@@ -26,10 +27,7 @@ RUNNING = (DecommissionState.CHECKING, DecommissionState.DELETING)
 def row_of(number: uuid.UUID) -> Decommission:
     """The retirement that a page is about."""
     rows = Decommission.objects.select_related("store__zone", "verification")
-    row = rows.defer("store__scan_report", "store__probe_steps", "store__facts").filter(uuid=number).first()
-    if row is None:
-        raise Http404
-    return row
+    return get_object_or_404(rows.defer("store__scan_report", "store__probe_steps", "store__facts"), uuid=number)
 
 
 @page("migration/retirements/", "retirement_list")
@@ -56,35 +54,18 @@ def retire(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
             "100",
         ),
     ]
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            if request.POST.get("typed", "").strip() != store.name:
-                raise Invalid("That is not the store's name.", remedy=f"Type {store.name}.", field="typed")
-            percent = _percent(request.POST.get("sample_percent", ""))
-            row = decommission.begin(actor=actor_of(request), store=store, sample_percent=percent)
-        except ServiceError as refused:
-            error = refused
-        else:
-            messages.success(request, "Workers read everything on it again. Nothing on it is changed.")
-            return redirect("console:retirement", row.uuid)
-    return show(
-        request,
-        "console/retire.html",
-        title=f"Retire {store.name}?",
-        status=error.status if error else 200,
-        store=store,
-        blockers=decommission.plan(actor=actor_of(request), store=store),
-        fields=filled(fields, request.POST, error),
-        error=misplaced(fields, error),
-    )
 
+    def do(given: Mapping[str, Any]) -> HttpResponse:
+        if given.get("typed", "").strip() != store.name:
+            raise Invalid("That is not the store's name.", remedy=f"Type {store.name}.", field="typed")
+        percent = percentage(given.get("sample_percent", ""), "sample_percent")
+        row = decommission.begin(actor=actor_of(request), store=store, sample_percent=percent)
+        messages.success(request, "Workers read everything on it again. Nothing on it is changed.")
+        return redirect("console:retirement", row.uuid)
 
-def _percent(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise Invalid(f"{text!r} is not a percentage.", remedy="Write a number up to 100.", field="sample_percent") from None
+    blockers = decommission.plan(actor=actor_of(request), store=store)
+    title = f"Retire {store.name}?"
+    return ask(request, fields, do, title=title, template="console/retire.html", store=store, blockers=blockers)
 
 
 @page("migration/retirements/<uuid:number>/", "retirement")
@@ -145,22 +126,17 @@ def files(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """Ask, then let the retired files go to the trash."""
     row = row_of(number)
     fields = [Field("confirm", "To go on, type the store's name", f"It is {row.store.name}.", required=True)]
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            decommission.delete_files(actor=actor_of(request), row=row, confirm=request.POST.get("confirm", "").strip())
-        except ServiceError as refused:
-            error = refused
-        else:
-            messages.success(request, "A worker moves them to the trash folder of the export.")
-            return redirect("console:retirement", number)
-    return show(
+
+    def do(given: Mapping[str, Any]) -> HttpResponse:
+        decommission.delete_files(actor=actor_of(request), row=row, confirm=given.get("confirm", "").strip())
+        messages.success(request, "A worker moves them to the trash folder of the export.")
+        return redirect("console:retirement", number)
+
+    return ask(
         request,
-        "console/form.html",
+        fields,
+        do,
         title=f"Delete the files of {row.store.name}?",
-        status=error.status if error else 200,
-        fields=filled(fields, request.POST, error),
-        error=misplaced(fields, error),
         intro=f"{row.totals.get('files', 0)} files that the report lists go to the trash folder of the export and are purged"
         " after the grace time. What no ref knew stays where it is, and so does what was changed since it was read.",
         button="Move them to the trash",

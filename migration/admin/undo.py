@@ -6,9 +6,11 @@ import uuid
 from typing import Any
 
 from django.contrib import messages
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 
 from cloudstorage.actors import ActorRole
+from cloudstorage.console.forms import confirm
 from cloudstorage.console.pages import action, actor_of, fragment, page, redirect, show
 from cloudstorage.errors import Blocked, Conflict, Invalid, ServiceError, plain
 from migration import commit as commits
@@ -27,10 +29,7 @@ CHECKLIST = (
 
 
 def _conversion(number: uuid.UUID) -> Conversion:
-    row = Conversion.objects.select_related("object_store").filter(uuid=number).first()
-    if row is None:
-        raise Http404
-    return row
+    return get_object_or_404(Conversion.objects.select_related("object_store"), uuid=number)
 
 
 def _insist_on_name(request: HttpRequest, row: Conversion) -> None:
@@ -165,24 +164,19 @@ def retry(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 def abandon(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """Ask, then stay converted."""
     row = _conversion(number)
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            rollbacks.abandon(actor=actor_of(request), conversion=row)
-        except Conflict as refused:
-            error = refused
-        else:
-            messages.success(request, f"Abandoned: the region goes on with {row.object_store.name}. Plan a drain to move on.")
-            return redirect("console:conversion", number)
-    return show(
+
+    def do() -> HttpResponse:
+        rollbacks.abandon(actor=actor_of(request), conversion=row)
+        messages.success(request, f"Abandoned: the region goes on with {row.object_store.name}. Plan a drain to move on.")
+        return redirect("console:conversion", number)
+
+    return confirm(
         request,
-        "console/confirm.html",
+        do,
         title="Abandon the roll-back?",
-        status=error.status if error else 200,
         effect=f"The region stays on {row.object_store.name}, which takes new items again. What has come home stays on NFS as a"
         " further copy. The drain was cancelled when the roll-back began; plan another one to move on. A new roll-back can begin"
         " at any time until the commit.",
         button="Abandon the roll-back",
         back=("console:rollback", number),
-        error=error,
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 from django.contrib import messages
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 
 from cloudstorage.actors import ActorRole
-from cloudstorage.console.forms import Field, filled, misplaced
+from cloudstorage.console.forms import Field, ask, percentage
 from cloudstorage.console.pages import actor_of, fragment, keyset, page, redirect, show
-from cloudstorage.errors import Invalid, ServiceError
+from cloudstorage.errors import Invalid
 from migration import verify
 from migration.models import Verification
 from migration.states import VerificationState
@@ -53,27 +56,22 @@ def new(request: HttpRequest) -> HttpResponse:
             "100",
         ),
     ]
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            row = verify.verify(
-                actor=actor_of(request),
-                store=region.find_store(request.POST.get("store", "")),
-                mode=_mode(request.POST.get("mode", "")),
-                sample_percent=_percent(request.POST.get("sample_percent", "")),
-            )
-        except ServiceError as refused:
-            error = refused
-        else:
-            messages.success(request, "A worker takes it up as soon as it can.")
-            return redirect("console:verification", row.uuid)
-    return show(
+
+    def do(given: Mapping[str, Any]) -> HttpResponse:
+        row = verify.verify(
+            actor=actor_of(request),
+            store=region.find_store(given.get("store", "")),
+            mode=_mode(given.get("mode", "")),
+            sample_percent=percentage(given.get("sample_percent", ""), "sample_percent"),
+        )
+        messages.success(request, "A worker takes it up as soon as it can.")
+        return redirect("console:verification", row.uuid)
+
+    return ask(
         request,
-        "console/form.html",
+        fields,
+        do,
         title="Verify a store",
-        status=error.status if error else 200,
-        fields=filled(fields, request.POST, error),
-        error=misplaced(fields, error),
         intro="Proves again what is proven. Nothing is changed; what differs is reported.",
         button="Start",
         back=("console:verification_list",),
@@ -86,19 +84,10 @@ def _mode(text: str) -> str:
     return text
 
 
-def _percent(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise Invalid(f"{text!r} is not a percentage.", remedy="Write a number up to 100.", field="sample_percent") from None
-
-
 @page("migration/verifications/<uuid:number>/", "verification")
 def verification(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """How far it is and what it found."""
-    row = Verification.objects.select_related("store").filter(uuid=number).first()
-    if row is None:
-        raise Http404
+    row = get_object_or_404(Verification.objects.select_related("store"), uuid=number)
     context = {"row": row, "running": row.state in LIVE, "findings": row.findings[:FINDINGS_SHOWN]}
     if "part" in request.GET:
         return fragment(request, "console/verification_live.html", **context)

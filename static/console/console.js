@@ -45,6 +45,11 @@
     event.preventDefault();
   });
 
+  /* --- times: the server shows them in the browser's zone where nobody has chosen another --- */
+
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  if (zone) document.cookie = `time-zone=${zone}; path=/; max-age=31536000; samesite=lax`;
+
   /* --- live parts --- */
 
   const opened = new Set();

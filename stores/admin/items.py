@@ -6,19 +6,21 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib import messages
 from django.db.models import Exists, FilteredRelation, OuterRef, Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
 from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.console.exports import exported, wanted_form
+from cloudstorage.console.filters import listing
+from cloudstorage.console.forms import confirm
 from cloudstorage.console.pages import action, actor_of, keyset, page, redirect, show
-from cloudstorage.errors import Conflict, Invalid, ServiceError
+from cloudstorage.errors import Invalid, ServiceError
 from cloudstorage.models import AuditEvent
 from stores.admin.chain import family
 from stores.models import KINDS, ImageStore, Kind, Transfer, Zone
@@ -30,7 +32,7 @@ from stores.states import LIVE_REF_STATES, PROVEN, RefState
 FILES_SHOWN = 100
 AT_ONCE = 200
 """Items that one press of a button takes."""
-FILTERS = ("q", "store", "state", "zone")
+LIST = listing("item_list", "q", "store", "state", "zone")
 COLUMNS = {
     # column of an export -> where it comes from
     "id": "uuid",
@@ -61,18 +63,15 @@ def _kind(text: str) -> Kind:
 
 def item_of(kind: Kind, number: uuid.UUID) -> Any:
     """The item that a page is about."""
-    found = KINDS[kind].item.objects.select_related("account").filter(uuid=number).first()
-    if found is None:
-        raise Http404
-    return found
+    return get_object_or_404(KINDS[kind].item.objects.select_related("account"), uuid=number)
 
 
 @page("items/<slug:kind>/", "item_list")
 def item_list(request: HttpRequest, kind: str) -> HttpResponseBase:
     """Items of a kind, by key; the filters stand in the URL. `?format=csv` or `json`: every copy of all that match."""
     of = _kind(kind)
-    filters = {name: request.GET.get(name, "").strip() for name in FILTERS}
-    rows = _filtered(of, **filters)
+    narrowed = LIST.narrowed(request, of.value)
+    rows = _filtered(of, **narrowed.values)
     if form := wanted_form(request):
         return exported(form, f"{of}s", tuple(COLUMNS), _copies(rows))
     found = keyset(request, rows.select_related("account"))
@@ -84,12 +83,11 @@ def item_list(request: HttpRequest, kind: str) -> HttpResponseBase:
         kind=of,
         rows=[(item, chips[item.pk]) for item in found.rows],
         slice=found,
-        filters=filters,
-        filtered=any(filters.values()),
-        exports={form: urlencode({**filters, "format": form}) for form in ("csv", "json")},
+        narrowed=narrowed,
         stores=ImageStore.objects.filter(removed=None).values_list("name", flat=True)[:200],
         zones=Zone.objects.values_list("name", flat=True)[:200],
         states=[each.value for each in RefState if each in LIVE_REF_STATES],
+        pick="Choose" if actor_of(request).may(ActorRole.OPERATOR) else "",
     )
 
 
@@ -97,7 +95,7 @@ def _filtered(kind: Kind, *, q: str, store: str, state: str, zone: str) -> Any:
     """Items that are not deleted: of a name, and with a copy of which all the rest holds."""
     rows = KINDS[kind].item.objects.filter(removed=None)
     if q:
-        rows = rows.filter(name__icontains=q[:255])
+        rows = rows.filter(name__icontains=q)
     if store or state or zone:
         refs = KINDS[kind].ref.objects.filter(item_id=OuterRef("pk"), state__in=LIVE_REF_STATES)
         refs = refs.filter(store__name=store) if store else refs
@@ -129,8 +127,11 @@ def _chip(ref: Any, copies: Sequence[Any]) -> dict[str, Any]:
     if ref.state == RefState.PROMISED:
         there = [copy.store.name for copy in copies if copy.state in {RefState.READY, RefState.HIDDEN}]
         words = f"on NFS {', '.join(there)}, pending" if there else "promised, but no readable copy is left"
+    elif ref.state == RefState.FAILED and ref.install_path:
+        readable = any(copy.state in {RefState.READY, RefState.HIDDEN} for copy in copies)
+        words = "damaged, not used" if readable else "only copy, damaged"
     elif ref.state == RefState.READY and ref.proof not in PROVEN:
-        words = f"{ref.state}, {ref.proof}"
+        words = f"{ref.state}, {ref.proof}{', with a problem' if ref.error_str else ''}"
     return {"store": ref.store, "state": ref.state, "words": words, "ref": ref}
 
 
@@ -231,7 +232,9 @@ def item_deleted(request: HttpRequest, kind: str) -> HttpResponse:
     found = keyset(request, undeletable(of).select_related("account"))
     grace = timedelta(seconds=settings.TRASH_GRACE_SECONDS)
     rows = [(item, item.removed + grace) for item in found.rows]
-    return show(request, "console/deleted.html", title=f"Deleted {of}s", kind=of, kinds=list(Kind), rows=rows, slice=found)
+    undo = "Undo" if actor_of(request).may(ActorRole.STORAGE_ADMIN) else ""
+    context = {"kind": of, "kinds": list(Kind), "rows": rows, "slice": found, "undo": undo}
+    return show(request, "console/deleted.html", title=f"Deleted {of}s", **context)
 
 
 @action("items/<slug:kind>/<uuid:number>/undelete/", "item_undelete", ActorRole.STORAGE_ADMIN)
@@ -257,24 +260,19 @@ def delete(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpResponse:
     """Ask, then delete the item everywhere."""
     of = _kind(kind)
     item = item_of(of, number)
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            items.delete_item(actor=actor_of(request), kind=of, item=item)
-        except Conflict as refused:
-            error = refused
-        else:
-            messages.success(request, f"{item.name} was deleted; a worker removes its bytes.")
-            return redirect("console:item_list", of.value)
+
+    def do() -> HttpResponse:
+        items.delete_item(actor=actor_of(request), kind=of, item=item)
+        messages.success(request, f"{item.name} was deleted; a worker removes its bytes.")
+        return redirect("console:item_list", of.value)
+
     places = ", ".join(chip["store"].name for chip in chips_of(of, [item.pk])[item.pk]) or "no store"
-    return show(
+    return confirm(
         request,
-        "console/confirm.html",
+        do,
         title=f"Delete {item.name}?",
-        status=409 if error else 200,
         effect=f"The {of} {item.name} is deleted everywhere it is: {places}. On NFS its files wait in a trash folder first;"
         " on an object store they are gone. A snapshot that others build on is kept, hidden, until those are gone.",
         button=f"Delete the {of}",
         back=("console:item", of.value, number),
-        error=error,
     )

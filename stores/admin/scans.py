@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import messages
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 
 from cloudstorage.actors import ActorRole
 from cloudstorage.console.pages import action, actor_of, fragment, keyset, page, redirect, show
@@ -45,10 +46,7 @@ def _rows() -> Any:
 
 
 def _scan_of(number: uuid.UUID) -> ScanRun:
-    row: ScanRun | None = _rows().filter(uuid=number).first()
-    if row is None:
-        raise Http404
-    return row
+    return get_object_or_404(_rows(), uuid=number)
 
 
 @page("scans/", "scan_list")

@@ -10,14 +10,15 @@ from typing import Any
 
 from django.contrib import messages
 from django.db.models import Count
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
 from cloudstorage.actors import ActorRole
 from cloudstorage.commands import bytes_from
-from cloudstorage.console.forms import Field, filled, misplaced
+from cloudstorage.console.forms import Field, ask, confirm, filled, misplaced
 from cloudstorage.console.pages import action, actor_of, draft_of, drop_draft, keep_draft, page, redirect, show
-from cloudstorage.errors import Blocked, Conflict, Invalid, ServiceError, plain
+from cloudstorage.errors import Blocked, ServiceError, plain
 from stores.admin.scans import findings_of
 from stores.drivers.base import StoreDriver
 from stores.models import KINDS, ImageStore, Transfer, WorkerReach, Zone
@@ -28,10 +29,7 @@ from stores.states import LIVE_REF_STATES, LIVE_TRANSFER_STATES, Role, StoreStat
 
 def store_of(number: uuid.UUID) -> ImageStore:
     """The store that a page is about."""
-    found: ImageStore | None = ImageStore.objects.select_related("zone").filter(uuid=number).first()
-    if found is None:
-        raise Http404
-    return found
+    return get_object_or_404(ImageStore.objects.select_related("zone"), uuid=number)
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------------
@@ -135,24 +133,19 @@ def readonly(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 def remove(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """Ask, then take the store out of the cloud."""
     store = store_of(number)
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            image_stores.remove_store(actor=actor_of(request), store=store)
-        except Conflict as refused:
-            error = refused
-        else:
-            messages.success(request, f"{store.name} was removed. Nothing on it was deleted.")
-            return redirect("console:store_list")
-    return show(
+
+    def do() -> HttpResponse:
+        image_stores.remove_store(actor=actor_of(request), store=store)
+        messages.success(request, f"{store.name} was removed. Nothing on it was deleted.")
+        return redirect("console:store_list")
+
+    return confirm(
         request,
-        "console/confirm.html",
+        do,
         title=f"Remove {store.name}?",
-        status=409 if error else 200,
         effect=f"{store.name} ({store.url}) is taken out of the cloud. Nothing on it is deleted; it can be added again.",
         button="Remove the store",
         back=("console:store", number),
-        error=error,
     )
 
 
@@ -362,22 +355,17 @@ def edit(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 def zone_add(request: HttpRequest) -> HttpResponse:
     """Name a new zone."""
     fields = [Field("name", "Name", "As the cloud calls it.", required=True)]
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            zone = region.add_zone(actor=actor_of(request), name=request.POST.get("name", ""))
-        except (Invalid, Conflict) as refused:
-            error = refused
-        else:
-            messages.success(request, f"The zone {zone.name} was added. Add its NFS store next.")
-            return redirect("console:store_list")
-    return show(
+
+    def do(given: Mapping[str, Any]) -> HttpResponse:
+        zone = region.add_zone(actor=actor_of(request), name=given.get("name", ""))
+        messages.success(request, f"The zone {zone.name} was added. Add its NFS store next.")
+        return redirect("console:store_list")
+
+    return ask(
         request,
-        "console/form.html",
+        fields,
+        do,
         title="Add a zone",
-        status=error.status if error else 200,
-        fields=filled(fields, request.POST, error),
-        error=misplaced(fields, error),
         intro="A zone is a failure and locality domain of the cloud. NFS stores belong to one; object stores serve all.",
         button="Add the zone",
         back=("console:store_list",),

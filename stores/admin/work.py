@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlencode
 
 from django.conf import settings
 from django.db.models import Case, OuterRef, Subquery, When
@@ -13,7 +13,9 @@ from django.http.response import HttpResponseBase
 from django.urls import reverse
 from django.utils import timezone
 
+from cloudstorage.actors import ActorRole
 from cloudstorage.console.exports import exported, wanted_form
+from cloudstorage.console.filters import listing
 from cloudstorage.console.pages import action, actor_of, keyset, page, show
 from cloudstorage.errors import Invalid
 from stores.models import KINDS, Transfer, Worker
@@ -27,6 +29,7 @@ SILENT_AFTER = 4
 AT_ONCE = 200
 """Transfers that one press of a button takes."""
 
+LIST = listing("transfer_list", "state", "cause", "batch")
 COLUMNS = {
     # column of an export -> where it comes from
     "id": "uuid",
@@ -51,8 +54,8 @@ COLUMNS = {
 @page("transfers/", "transfer_list")
 def transfer_list(request: HttpRequest) -> HttpResponseBase:
     """Transfers, newest first; the filters stand in the URL. `?format=csv` or `json`: all that match."""
-    filters = {name: request.GET.get(name, "") for name in ("state", "cause", "batch")}
-    state, cause, batch = filters.values()
+    narrowed = LIST.narrowed(request)
+    state, cause, batch = narrowed.values.values()
     rows = Transfer.objects.all()
     rows = rows.filter(state=state) if state else rows
     rows = rows.filter(error_cause=cause) if cause else rows
@@ -73,11 +76,13 @@ def transfer_list(request: HttpRequest) -> HttpResponseBase:
         rows=[(row, names.get((row.kind, row.item_id))) for row in found.rows],
         slice=found,
         states=[each.value for each in TransferState],
-        filters=filters,
-        filtered=any(filters.values()),
-        exports={form: urlencode({**filters, "format": form}) for form in ("csv", "json")},
-        failed=any(row.state == TransferState.FAILED for row in found.rows),
+        narrowed=narrowed,
+        pick="Retry" if actor_of(request).may(ActorRole.OPERATOR) and _any_failed(found.rows) else "",
     )
+
+
+def _any_failed(rows: Sequence[Transfer]) -> bool:
+    return any(row.state == TransferState.FAILED for row in rows)
 
 
 def _of_item(column: str) -> Case:

@@ -24,7 +24,7 @@ LOOK: dict[str, frozenset[str]] = {
     "retirement_list": EVERYONE, "retirement": EVERYONE, "retirement_report": EVERYONE, "retire": ADMINS, "retirement_files": ADMINS,
     "item_delete": ADMINS, "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
     "commit": EVERYONE, "rollback": EVERYONE, "rollback_abandon": ADMINS,
-    "password_change": EVERYONE, "password_change_done": EVERYONE, "stores_zone_changelist": EVERYONE,
+    "preferences": EVERYONE, "password_change": EVERYONE, "password_change_done": EVERYONE, "stores_zone_changelist": EVERYONE,
     "stores_account_changelist": EVERYONE, "auth_user_changelist": ADMINS,
 }  # fmt: skip
 """Pages, and who sees them."""
@@ -33,7 +33,7 @@ SEND: dict[str, frozenset[str]] = {
     "store_test": OPERATORS, "scan_cancel": OPERATORS, "store_scan": OPERATORS, "store_readonly": ADMINS, "item_ensure": OPERATORS,
     "item_undelete": ADMINS, "items_ensure": OPERATORS, "items_delete": ADMINS, "transfer_retry": OPERATORS,
     "drain_start": OPERATORS, "drain_pause": OPERATORS, "drain_resume": OPERATORS, "drain_retry": OPERATORS,
-    "token_revoke": EVERYONE, "rollback_retry": ADMINS, "retirement_acknowledge": ADMINS, "retirement_look_again": ADMINS,
+    "preferences": EVERYONE, "token_revoke": EVERYONE, "filter_save": EVERYONE, "filter_delete": EVERYONE, "rollback_retry": ADMINS, "retirement_acknowledge": ADMINS, "retirement_look_again": ADMINS,
     "retirement_cancel": ADMINS,
     "token_add": EVERYONE, "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS, "user_add": ADMINS,
     "wizard": ADMINS, "review": ADMINS, "retire": ADMINS, "retirement_files": ADMINS, "item_delete": ADMINS,

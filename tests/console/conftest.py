@@ -85,6 +85,7 @@ class Cloud:
             "retire": [store],
             "retirement_report": [self.retirement.uuid, "json"],
             "token_revoke": [self.token.prefix],
+            "filter_delete": [1],
             "app_list": ["auth"],
         }
         if name.startswith("retirement") and name not in {"retirement_list", "retirement_report"}:
