@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Q
@@ -32,9 +33,8 @@ def compare(store: ImageStore, driver: StoreDriver, report: ScanReport, lease: L
         _compare_page(store, driver, page, report, seen, lease)
         lease.renew()
     for kind, models in KINDS.items():
-        files = models.file.objects.filter(ref__store=store, ref__state__in=READABLE).order_by("pk")
         gone: dict[int, str] = {}
-        for pk, path in files.values_list("pk", "path").iterator(chunk_size=2000):
+        for pk, path in _files(models.file.objects.filter(ref__store=store, ref__state__in=READABLE)):
             lease.beat()
             if (
                 pk not in seen[kind]
@@ -47,6 +47,14 @@ def compare(store: ImageStore, driver: StoreDriver, report: ScanReport, lease: L
                 _note(kind, gone, lease)
                 gone = {}
         _note(kind, gone, lease)
+
+
+def _files(rows: Any) -> Iterator[tuple[int, str]]:
+    """(id, path) of files, by pages: under a SELECT that is still being read, SQLite lets nobody write once others have."""
+    after = 0
+    while page := list(rows.filter(pk__gt=after).order_by("pk").values_list("pk", "path")[: 4 * _PAGE]):
+        yield from page
+        after = page[-1][0]
 
 
 def _note(kind: Kind, problems: Mapping[int, str], lease: Lease) -> None:
