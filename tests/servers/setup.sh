@@ -87,11 +87,18 @@ make_environment() {
         rm -rf "$folder"
         "$python" -m venv "$folder"
     fi
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${files[@]}"
+    # What is never imported need not be compiled; Python compiles the rest when it imports it.
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "${files[@]}"
     echo "$wanted" >"$folder/stamp"
 }
 
 python=$(find_python)
 install_packages
+# Both at once; when this script ends early, the other ends too.
+set -m
+make_environment .venv-servers tests/servers/requirements.txt &
+servers=$!
+set +m
+trap 'kill -- "-$servers" 2>/dev/null || true' EXIT
 make_environment .venv requirements.txt requirements-dev.txt
-make_environment .venv-servers tests/servers/requirements.txt
+wait "$servers"
