@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -144,19 +144,25 @@ def end_for_rollback(conversion: Conversion) -> int:
     return len(ended)
 
 
-def retry_failed(*, actor: Actor, drain: Drain, cause: str = "") -> int:
-    """Try what failed again, of one cause or of all; returns how many. Raises Conflict where the drain's state forbids it."""
+def retry_failed(*, actor: Actor, drain: Drain, causes: Collection[str] = ()) -> int:
+    """Try what failed again, of these causes or of all, with what failed only behind it; returns how many.
+
+    Where nothing failed of these causes nothing changes. Raises Conflict where the drain's state forbids it.
+    """
     with audited(actor, ActorRole.OPERATOR, "drain.retry", f"drain:{drain.uuid}"):
         _refuse_ended(drain.conversion)
         if live := _live_drains(drain.conversion).exclude(pk=drain.pk).first():
             raise Conflict(f"Drain {live.uuid} of this conversion is {live.state}.", remedy="It takes up what failed before.")
         drain = _advance_state(drain, DrainEvent.RETRY, finished_at=None)
+        rows = Transfer.objects.filter(batch=drain.batch_id)
+        rows = rows.filter(error_cause__in=causes) if causes else rows
+        if causes and not rows.filter(state=TransferState.FAILED).exists():
+            record(actor, "drain.retry", f"drain:{drain.uuid}", count=0, causes=sorted(causes))
+            return 0
         if drain.state == DrainState.RUNNING:
             _open(drain)
-        rows = Transfer.objects.filter(batch=drain.batch_id)
-        rows = rows.filter(error_cause=cause) if cause else rows
         count = transfers.retry(actor=actor, transfers=rows, target=f"drain:{drain.uuid}")
-        record(actor, "drain.retry", f"drain:{drain.uuid}", count=count, cause=cause)
+        record(actor, "drain.retry", f"drain:{drain.uuid}", count=count, causes=sorted(causes))
         return count
 
 

@@ -120,7 +120,7 @@ def resume(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 def retry(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """Try what failed again, of one cause or of all."""
     cause = request.POST.get("cause", "")
-    count = drains.retry_failed(actor=actor_of(request), drain=drain_of(number), cause=cause)
+    count = drains.retry_failed(actor=actor_of(request), drain=drain_of(number), causes=[cause] if cause else [])
     messages.success(request, f"{count} failed item{'' if count == 1 else 's'} tried again{f' ({cause})' if cause else ''}.")
     return redirect("console:drain", number)
 

@@ -21,6 +21,7 @@ from migration.api.serializers import (
     ErrorView,
     LimitsBody,
     RetriedView,
+    RetryBody,
     SampleView,
     VerificationDetailView,
     VerificationView,
@@ -115,10 +116,10 @@ class DrainRetry(ServiceView):
 
     roles = {"POST": ActorRole.OPERATOR}
 
-    @operation("drains_retry", answer=RetriedView)
+    @operation("drains_retry", body=RetryBody, answer=RetriedView)
     def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
-        """Queue every failed item of the drain again."""
-        return Response({"count": drain.retry_failed(actor=self.actor, drain=_drain_of(id))})
+        """Queue failed items of the drain again, all or those of some causes, and what failed only behind them."""
+        return Response({"count": drain.retry_failed(actor=self.actor, drain=_drain_of(id), **self.body(RetryBody))})
 
 
 class DrainLimits(ServiceView):

@@ -201,6 +201,17 @@ class VerificationView(Serializer):
     store = Named()
     state = serializers.ChoiceField([state.value for state in VerificationState])
     mode = serializers.ChoiceField([Verification.CONTENT, Verification.LISTING, Verification.RETIRE])
+class RetryBody(Body):
+    """What is to be tried again."""
+
+    causes = serializers.ListField(
+        child=serializers.CharField(),
+        required=False,
+        default=list,
+        help_text="As `/errors` names them; default: whatever failed.",
+    )
+
+
     actor = serializers.CharField()
     sample_percent = serializers.FloatField()
     created = serializers.DateTimeField()

@@ -7,6 +7,7 @@ import hashlib
 import pytest
 
 from cloudstorage import queue
+from cloudstorage.models import AuditEvent
 from migration import drain
 from migration.models import Conversion, Drain, Preflight, Verification
 from stores.models import ImageStore, Transfer, Worker, WorkerReach
@@ -162,6 +163,28 @@ def test_failures_are_grouped_and_tried_again(api, cloud):
     assert errors == [{"cause": "full", "count": 4, "failed": True, "example": "no space", "remedy": "Add space."}]
     assert api("operator").post(f"drains/{cloud.drain.uuid}/retry").json() == {"count": 4}
     assert not Transfer.objects.filter(state=TransferState.FAILED).exists()
+
+
+def test_failures_of_a_cause_are_tried_again_with_what_failed_behind_them_and_a_second_time_does_nothing(api, cloud):
+    full, delta = (Transfer.objects.get(kind="snapshot", item_id=item.pk) for item in (cloud.full, cloud.delta))
+    Transfer.objects.update(state=TransferState.FAILED, error="no space", error_cause="full")
+    Transfer.objects.filter(pk=full.pk).update(error_cause="access-denied")
+    Transfer.objects.filter(pk=delta.pk).update(error_cause="parent-failed")
+    Drain.objects.update(state="Finished")
+    where = f"drains/{cloud.drain.uuid}/retry"
+    assert api("viewer").post(where, {"causes": ["access-denied"]}).status_code == 403
+    assert api("operator").post(where, {"cause": "access-denied"}).status_code == 400
+    assert api("operator").post(where, {"causes": ["acess-denied"]}).json() == {"count": 0}
+    assert Drain.objects.get().state == "Finished"
+    assert api("operator").post(where, {"causes": ["access-denied"]}).json() == {"count": 2}
+    assert dict(Transfer.objects.values_list("item_id", "state").filter(kind="snapshot")) == {
+        full.item_id: TransferState.QUEUED,
+        delta.item_id: TransferState.BLOCKED,
+    }
+    assert Transfer.objects.filter(state=TransferState.FAILED).count() == 2
+    assert api("operator").post(where, {"causes": ["access-denied"]}).json() == {"count": 0}
+    trail = AuditEvent.objects.filter(action="drain.retry", actor__startswith="operator", outcome="done").order_by("id")
+    assert [(row.details["count"], row.details["causes"]) for row in trail][1:] == [(2, ["access-denied"]), (0, ["access-denied"])]
 
 
 def test_drain_is_cancelled_and_another_planned(api, cloud):

@@ -176,6 +176,16 @@ def test_finished_drain_with_failures_ends_with_6_until_they_are_retried(run, cl
     assert run("migration_status").code == 0
 
 
+def test_what_failed_of_one_cause_is_retried_and_a_wrong_name_is_answered_with_the_right_ones(run, cloud):
+    Transfer.objects.update(state=TransferState.FAILED, error="no space", error_cause="full")
+    Transfer.objects.filter(kind="volume").update(error_cause="access-denied")
+    Drain.objects.update(state="Finished")
+    assert run("migration_retry", "--cause", "ful").out.endswith("what failed has the causes: access-denied, full\n")
+    assert run("migration_retry", "--cause", "access-denied", "--json").json()["count"] == 1
+    assert "0 items of drain" in run("migration_retry", "--cause", "access-denied").out
+    assert set(Transfer.objects.filter(state=TransferState.FAILED).values_list("error_cause", flat=True)) == {"full"}
+
+
 def test_bar_is_drawn_on_a_terminal_only(run, cloud, monkeypatch):
     Drain.objects.update(state="Paused")
     told = run("migration_status", "--follow")

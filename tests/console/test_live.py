@@ -93,4 +93,4 @@ def test_failures_of_one_cause_are_tried_again_without_the_others(cloud, sign_in
     assert "1 failed item tried again (access-denied)." in text(answer)
     states = set(Transfer.objects.filter(state=TransferState.FAILED).values_list("error_cause", flat=True))
     assert states == {"slow-down"}
-    assert AuditEvent.objects.filter(action="drain.retry").first().details == {"count": 1, "cause": "access-denied"}
+    assert AuditEvent.objects.filter(action="drain.retry").first().details == {"count": 1, "causes": ["access-denied"]}

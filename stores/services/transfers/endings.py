@@ -38,6 +38,9 @@ from stores.states import (
     sources,
 )
 
+PARENT_FAILED = "parent-failed"
+"""Cause of what failed for no other reason than that its parent did."""
+
 
 def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequence[Job] = ()) -> set[int]:
     """Make the promises of proven copies true, many in one transaction; returns the transfers that were still ours.
@@ -297,7 +300,7 @@ def fail_descendants(ids: list[int]) -> None:
 def fail_behind_parent(transfers: QuerySet[Transfer]) -> None:
     transfers.filter(state=TransferState.BLOCKED).update(
         state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.FAIL),
-        error_cause="parent-failed",
+        error_cause=PARENT_FAILED,
         error="The parent of this snapshot could not be copied, and a child is of no use without it.",
         remedy="Mend the parent's failure; a retry takes the children along.",
         finished_at=Now(),

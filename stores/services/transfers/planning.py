@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from django.db import IntegrityError, transaction
@@ -17,7 +17,13 @@ from cloudstorage.inserting import NewUUID, insert_select
 from cloudstorage.queue import wake
 from stores.models import KINDS, ImageStore, Item, Kind, Transfer, TransferBatch
 from stores.services.inventory import readable_copies
-from stores.services.transfers.endings import cancel_live, fail_behind_parent, fail_descendants, fail_without_source
+from stores.services.transfers.endings import (
+    PARENT_FAILED,
+    cancel_live,
+    fail_behind_parent,
+    fail_descendants,
+    fail_without_source,
+)
 from stores.services.transfers.jobs import BACKGROUND, GOING, ON_DEMAND, PUMP, READABLE, slices
 from stores.states import (
     LIVE_TRANSFER_STATES,
@@ -331,14 +337,15 @@ def _unblock_orphans() -> None:
 
 
 def retry(*, actor: Actor, transfers: QuerySet[Transfer], target: str) -> int:
-    """Queue Failed transfers again (children wait for their parents); returns how many. Raises Denied.
+    """Queue Failed transfers again, and what failed only behind them; children wait for their parents. Returns how many.
+    Raises Denied.
 
     Those whose item came to the target by another transfer, is coming by one, or was deleted are Cancelled instead.
     """
     with audited(actor, ActorRole.OPERATOR, "transfer.retry", target):
         failed = transfers.filter(state__in=sources(TRANSFER_TRANSITIONS, TransferEvent.RETRY))
         cancel_live(failed.filter(_superseded()))
-        ids = list(failed.values_list("pk", flat=True))
+        ids = _with_failed_behind(failed.values_list("pk", flat=True))
         roots = Q(parent=None, depth=0) | Q(parent__state=TransferState.PROVEN)
         common = {"attempts": 0, "faults": 0, "lost": 0, "next_attempt_at": Now(), "finished_at": None}
         common |= {"error": "", "error_cause": "", "remedy": ""}
@@ -357,6 +364,21 @@ def retry(*, actor: Actor, transfers: QuerySet[Transfer], target: str) -> int:
         record(actor, "transfer.retry", target, count=len(ids))
         wake(PUMP)
         return len(ids)
+
+
+def _with_failed_behind(ids: Iterable[int]) -> list[int]:
+    """These transfers and, after them, those that failed for no other reason than that one of these did."""
+    found = dict.fromkeys(ids)
+    level = list(found)
+    while level:
+        behind: list[int] = []
+        for chunk in slices(level, 500):
+            children = Transfer.objects.filter(parent__in=chunk, state=TransferState.FAILED, error_cause=PARENT_FAILED)
+            cancel_live(children.filter(_superseded()))
+            behind += children.values_list("pk", flat=True)
+        level = [pk for pk in behind if pk not in found]
+        found |= dict.fromkeys(level)
+    return list(found)
 
 
 def _choose_other_sources(ids: Sequence[int]) -> None:
