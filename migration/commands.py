@@ -100,7 +100,9 @@ def progress_as_text(row: Drain, found: Progress) -> str:
     if found.rate:
         lines.append(f"  rate    {human_bytes(found.rate)}/s{_eta(found)}")
     if found.bottleneck:
-        lines.append(f"  held up by: {found.bottleneck}")
+        lines.append(f"  held up by: {found.bottleneck.words}. {found.bottleneck.why}")
+        if found.bottleneck.remedy:
+            lines.append(f"    -> {found.bottleneck.remedy}")
     for error in found.errors:
         lines.append(f"  {error['count']} x {error['cause']}: {error['example']}")
         if error["remedy"]:

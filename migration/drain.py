@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from django.db import transaction
@@ -18,14 +19,15 @@ from cloudstorage.actors import SYSTEM, Actor, ActorRole
 from cloudstorage.audit import audited, record
 from cloudstorage.errors import Conflict, Invalid
 from cloudstorage.queue import wake
+from migration.bottleneck import Bottleneck, bottleneck
 from migration.models import Conversion, Drain, DrainSample
 from migration.states import DRAIN_TRANSITIONS, ConversionState, DrainEvent, DrainState
 from stores.copier import Control, CopyEngine
 from stores.drivers.errors import StoreError
-from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch, WorkerReach
+from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch
 from stores.services import proofs, transfers
 from stores.services.image_stores import driver_for
-from stores.services.windows import is_open, parse
+from stores.services.windows import parse
 from stores.states import LIVE_TRANSFER_STATES, RefState, TransferState, allowed_events
 from stores.worker import STUCK_SECONDS
 
@@ -153,12 +155,12 @@ def retry_failed(*, actor: Actor, drain: Drain, causes: Collection[str] = ()) ->
         _refuse_ended(drain.conversion)
         if live := _live_drains(drain.conversion).exclude(pk=drain.pk).first():
             raise Conflict(f"Drain {live.uuid} of this conversion is {live.state}.", remedy="It takes up what failed before.")
-        drain = _advance_state(drain, DrainEvent.RETRY, finished_at=None)
         rows = Transfer.objects.filter(batch=drain.batch_id)
         rows = rows.filter(error_cause__in=causes) if causes else rows
         if causes and not rows.filter(state=TransferState.FAILED).exists():
             record(actor, "drain.retry", f"drain:{drain.uuid}", count=0, causes=sorted(causes))
             return 0
+        drain = _advance_state(drain, DrainEvent.RETRY, finished_at=None)
         if drain.state == DrainState.RUNNING:
             _open(drain)
         count = transfers.retry(actor=actor, transfers=rows, target=f"drain:{drain.uuid}")
@@ -430,7 +432,8 @@ class Progress:
     eta_low: float | None
     eta_high: float | None
     """Seconds; None where nothing moves or nothing is left."""
-    bottleneck: str
+    bottleneck: Bottleneck | None
+    """What holds it up now; None while it does not run."""
     zones: Sequence[Mapping[str, Any]]
     running: Sequence[Mapping[str, Any]]
     errors: Sequence[Mapping[str, Any]]
@@ -460,7 +463,7 @@ def progress(drain: Drain) -> Progress:
         rate=rate if moving else 0.0,
         eta_low=left / high if moving and high else None,
         eta_high=left / low if moving and low else None,
-        bottleneck=_bottleneck(drain, running, rate, left),
+        bottleneck=bottleneck(drain, running, rate, items),
         zones=_zones(rows),
         running=running,
         errors=transfers.errors_by_cause(drain.batch),
@@ -477,13 +480,9 @@ def _rates(samples: Sequence[DrainSample]) -> tuple[float, float, float]:
     if len(samples) < 2:
         return 0.0, 0.0, 0.0
 
-    def rate(newer: DrainSample, older: DrainSample) -> float:
-        seconds = (newer.at - older.at).total_seconds()
-        moved = newer.bytes_proven + newer.bytes_copied - older.bytes_proven - older.bytes_copied
-        return max(0.0, moved / seconds) if seconds > 0 else 0.0
-
+    points = [(sample.at, sample.bytes_proven + sample.bytes_copied) for sample in samples]
     step = min(12, len(samples) - 1)
-    rates = [rate(samples[at], samples[at + step]) for at in range(0, len(samples) - step, step)]
+    rates = [_rate(points[at], points[at + step]) for at in range(0, len(samples) - step, step)]
     moving = [value for value in rates if value > 0]
     return rates[0], min(moving, default=0.0), max(moving, default=0.0)
 
@@ -501,6 +500,12 @@ def _running(rows: Any) -> list[dict[str, Any]]:
                 "transfer": str(row.uuid),
                 "kind": row.kind,
                 "name": names.get((row.kind, row.item_id), ""),
+def _rate(newer: tuple[datetime, int], older: tuple[datetime, int]) -> float:
+    """Bytes per second between two points; what was copied and then failed is no rate."""
+    seconds = (newer[0] - older[0]).total_seconds()
+    return max(0.0, (newer[1] - older[1]) / seconds) if seconds > 0 else 0.0
+
+
                 "source": row.source.name,
                 "bytes_total": row.bytes_total,
                 "bytes_done": row.bytes_done,
@@ -546,38 +551,16 @@ def _zones(rows: Any) -> list[dict[str, Any]]:
     return list(zones.values())
 
 
-def _bottleneck(drain: Drain, running: Sequence[Mapping[str, Any]], rate: float, left: int) -> str:
-    """One sentence on what holds it up now."""
-    batch = drain.batch
-    if drain.state not in {DrainState.CANARY, DrainState.RUNNING} or not left:
-        return ""
-    if not is_open(batch.window):
-        return f"outside its time window {batch.window}"
-    if stuck := [row["stuck"] for row in running if row["stuck"]]:
-        return str(stuck[0])
-    if not running:
-        unclaimed = "no worker has claimed anything yet: is one running that reaches both stores?"
-        return _unreached(drain.conversion.object_store) or unclaimed
-    if batch.bandwidth and rate >= 0.85 * batch.bandwidth:
-        return "our bandwidth limit"
-    waiting_for_source = sum(row["waiting_on"] == "source" for row in running)
-    return "reading from the source" if waiting_for_source * 2 > len(running) else "writing to the object store"
-
-
-def _unreached(store: ImageStore) -> str:
-    """Why no living worker reaches it; empty where one does, or none has tried."""
-    rows = WorkerReach.objects.of_living_workers().filter(store=store).order_by("-ok", "pk")
-    told = rows.values_list("ok", "error").first()
-    return f"no worker reaches {store.name}: {told[1]}" if told and not told[0] else ""
-
-
 def history(drain: Drain, *, points: int = 200) -> list[dict[str, Any]]:
-    """At most `points` samples over the whole run, oldest first, for the chart."""
+    """At most `points` samples over the whole run, oldest first, for the chart; `rate`: bytes per second since the one before."""
     ids = list(DrainSample.objects.filter(drain=drain).order_by("id").values_list("pk", flat=True))
     step = max(1, -(-len(ids) // points))
     chosen = {*ids[::step], *ids[-1:]}
     fields = ("at", "items_proven", "bytes_proven", "bytes_copied", "running")
-    return list(DrainSample.objects.filter(pk__in=chosen).order_by("id").values(*fields))
+    samples = list(DrainSample.objects.filter(pk__in=chosen).order_by("id").values(*fields))
+    moved = [(sample["at"], sample["bytes_proven"] + sample["bytes_copied"]) for sample in samples]
+    rates = [0.0, *(_rate(newer, older) for older, newer in pairwise(moved))]
+    return [{**sample, "rate": rate} for sample, rate in zip(samples, rates, strict=False)]
 
 
 def live_drains() -> Any:

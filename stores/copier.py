@@ -23,6 +23,7 @@ from stores.drivers.base import MiB, Part, PartSource, Reader, Stored, StoreDriv
 from stores.drivers.errors import AlreadyExists, Corrupt, NotFound, SourceChanged, UploadGone
 from stores.reading import Source
 from stores.states import Proof
+from stores.timing import DATABASE, LANES, LIMIT, SOURCE, TARGET, Times, measured, spending
 
 
 class SourceCorrupt(Corrupt):
@@ -126,10 +127,12 @@ class Throttle:
 class Control:
     """How a running copy is steered and watched; one per item. `waiting_on` says at which end it is: source or target."""
 
-    def __init__(self, throttles: Sequence[Throttle] = ()) -> None:
+    def __init__(self, throttles: Sequence[Throttle] = (), times: Times | None = None) -> None:
+        """`times`: where it is put down what the copy waits for."""
         self.throttles = tuple(throttles)
         self.bytes_done = 0
         self.progress_at = time.monotonic()
+        self.times = times
         self.waiting_on = "source"
         self.valid_until = math.inf
         """By the monotonic clock: when the copy stops by itself, because nobody has said that it may go on."""
@@ -164,8 +167,11 @@ class Control:
 
     def pace(self, size: int) -> None:
         self.check()
-        for throttle in self.throttles:
-            throttle.take(size, self)
+        if not self.limited:
+            return
+        with spending(LIMIT):
+            for throttle in self.throttles:
+                throttle.take(size, self)
 
 
 class CopyEngine:
@@ -200,10 +206,11 @@ class CopyEngine:
 
         The source is never changed. `token` names this attempt's debris on the target.
         """
-        return [
-            self._copy_file(source, target, file, metadata=metadata, token=token, journal=journal, control=control)
-            for file in files
-        ]
+        with measured(control.times):
+            return [
+                self._copy_file(source, target, file, metadata=metadata, token=token, journal=journal, control=control)
+                for file in files
+            ]
 
     def hash_object(self, driver: StoreDriver, key: str, control: Control) -> tuple[str, int]:
         """(SHA-256 hex, size) of an object's content as its store gives it now."""
@@ -231,7 +238,9 @@ class CopyEngine:
     ) -> CopiedFile:
         control.check()
         control.waiting_on = "source"
-        with source.open(file.source_key) as reader:
+        with spending(SOURCE):
+            opened = source.open(file.source_key)
+        with opened as reader:
             version = reader.info.version
             # Where the SHA-256 is known, it decides: a late worker may have written the same bytes anew.
             renewed = file.version and version != file.version and not file.sha256
@@ -245,7 +254,8 @@ class CopyEngine:
         if stored.size != reader.size:
             self._discard(target, file.target_key, control)
             raise Corrupt(f"{file.target_key} has {stored.size} bytes on the store; {reader.size} were sent.")
-        proof = stored.proof or self._read_back(target, file.target_key, sha256, control)
+        with spending(TARGET):
+            proof = stored.proof or self._read_back(target, file.target_key, sha256, control)
         return CopiedFile(
             source_key=file.source_key,
             target_key=file.target_key,
@@ -260,19 +270,21 @@ class CopyEngine:
     def _put(
         self, reader: Reader, target: StoreDriver, file: FileToCopy, metadata: Mapping[str, str], token: str, control: Control
     ) -> tuple[str, Stored]:
-        buffer = self._buffers.take(reader.size, control)
+        with spending(LANES):
+            buffer = self._buffers.take(reader.size, control)
         try:
             data = Source(reader, control).read(buffer.view, 0)
             sha256 = hashlib.sha256(data).hexdigest()
             self._unchanged(reader, file, sha256)
             control.check()
             control.waiting_on = "target"
-            stored = self._found_there(target, file, data, metadata)
-            if stored is None:
-                self._spare(target, file.target_key, sha256, control)
-                reach("copy.before-put")
-                stored = target.put(file.target_key, data, metadata=metadata, token=token)
-                reach("copy.put")
+            with spending(TARGET):
+                stored = self._found_there(target, file, data, metadata)
+                if stored is None:
+                    self._spare(target, file.target_key, sha256, control)
+                    reach("copy.before-put")
+                    stored = target.put(file.target_key, data, metadata=metadata, token=token)
+                    reach("copy.put")
             control.progress(len(data))
             return sha256, stored
         finally:
@@ -307,9 +319,13 @@ class CopyEngine:
         recorded = self._resumable(target, file, version, journal)
         if recorded is None:
             reach("copy.before-begin")
-            upload = target.begin_upload(file.target_key, size=reader.size, part_size=part_size, metadata=metadata, token=token)
+            with spending(TARGET):
+                upload = target.begin_upload(
+                    file.target_key, size=reader.size, part_size=part_size, metadata=metadata, token=token
+                )
             reach("copy.begun")
-            journal.begun(file, version, upload)
+            with spending(DATABASE):
+                journal.begun(file, version, upload)
             reach("copy.recorded")
             recorded = RecordedUpload(upload, version)
         upload = recorded.upload
@@ -318,9 +334,11 @@ class CopyEngine:
             self._unchanged(reader, file, sha256)
             self._spare(target, file.target_key, sha256, control)
             control.check()
-            journal.completing(file.target_key)
+            with spending(DATABASE):
+                journal.completing(file.target_key)
             reach("copy.before-complete")
-            stored = target.complete_upload(upload, parts)
+            with spending(TARGET):
+                stored = target.complete_upload(upload, parts)
         except (SourceChanged, SourceCorrupt, UploadGone):
             self._abandon(target, upload, journal)
             raise
@@ -372,10 +390,12 @@ class CopyEngine:
             for number, offset in enumerate(range(0, reader.size, upload.part_size), start=1):
                 length = min(upload.part_size, reader.size - offset)
                 control.waiting_on = "source"
-                held = source.data(offset, length) if length <= self._held else None
+                with spending(SOURCE):
+                    held = source.data(offset, length) if length <= self._held else None
                 needed = min(length, 2 * reading.BLOCK) if held is None else sum(size for _, size in held)
                 control.waiting_on = "target"  # whose parts have the memory
-                buffer = self._buffers.take(needed, control)
+                with spending(LANES):
+                    buffer = self._buffers.take(needed, control)
                 handed_over = False
                 try:
                     control.waiting_on = "source"
@@ -416,7 +436,8 @@ class CopyEngine:
 
     @staticmethod
     def _collect(pending: set[Future[Part]], done: dict[int, Part], *, block: bool) -> set[Future[Part]]:
-        finished, waiting = wait(pending, timeout=None if block else 0, return_when=FIRST_COMPLETED)
+        with spending(LANES):
+            finished, waiting = wait(pending, timeout=None if block else 0, return_when=FIRST_COMPLETED)
         for future in finished:
             part = future.result()
             done[part.number] = part
@@ -437,7 +458,8 @@ class CopyEngine:
         try:
             control.check()
             reach("copy.before-part")
-            part = target.put_part(upload, number, offset, data)
+            with measured(control.times, "part"):
+                part = target.put_part(upload, number, offset, data)
             reach("copy.part")
             journal.part_stored(upload.key, part, prefix_sha256)
             control.progress(len(data))
@@ -449,7 +471,8 @@ class CopyEngine:
     def _unchanged(reader: Reader, file: FileToCopy, sha256: str) -> None:
         """Asked before anything is published: what lies at the target may be an earlier, right copy."""
         try:
-            now = reader.current_version()
+            with spending(SOURCE):
+                now = reader.current_version()
         except NotFound:
             raise SourceChanged(f"{file.source_key} was deleted while it was copied.") from None
         if now != reader.info.version:

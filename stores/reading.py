@@ -9,6 +9,7 @@ from typing import Protocol
 
 from stores.drivers.base import Digest, MiB, PartSource, Reader
 from stores.drivers.errors import SourceChanged
+from stores.timing import SOURCE, spending
 
 BLOCK = MiB
 """Read granularity of a window, and of all else while a limit is set, so that it and a pause bite within a part."""
@@ -89,7 +90,8 @@ class Source:
         for start in range(0, len(view), step or 1):
             piece = view[start : start + step]
             self._control.pace(len(piece))
-            self._reader.read_into(piece, offset + start)
+            with spending(SOURCE, len(piece)):
+                self._reader.read_into(piece, offset + start)
             self._control.alive()
 
     def _clear(self, view: memoryview) -> None:
@@ -123,7 +125,8 @@ class Source:
             while position < start + size:
                 size_here = min(start + size - position, BLOCK)
                 self._control.pace(size_here)
-                piece = self._reader.pread(position, size_here)
+                with spending(SOURCE, size_here):
+                    piece = self._reader.pread(position, size_here)
                 self._control.alive()
                 yield piece
                 position += size_here

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection, transaction
@@ -43,6 +44,7 @@ from stores.services.inventory import identity_of
 from stores.services.transfers import Job, Lease
 from stores.services.windows import is_open
 from stores.states import TransferState
+from stores.timing import LastMinute
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +222,7 @@ class Pump:
         self._drivers: dict[int, StoreDriver] = {}
         self._open_batches: list[int] = []
         self._throttles: dict[tuple[str, int], Throttle] = defaultdict(Throttle)
+        self._last_minute = LastMinute()
         self._cloud = Installation.get().uuid
         self._next_steer = self._next_parts = self._next_claim = self._last_claim = 0.0
         self._ended_now = self._ended_before = 0
@@ -355,7 +358,11 @@ class Pump:
         throttles = self._throttles_of(transfer)
         recorded = {upload.key: _recorded(upload) for upload in job.uploads}
         running = _Running(
-            job, Control(throttles), time.monotonic(), recorded, identity_of(job.item, self._cloud, files=len(job.files))
+            job,
+            Control(throttles, self._last_minute.times[transfer.batch_id, transfer.source_id]),
+            time.monotonic(),
+            recorded,
+            identity_of(job.item, self._cloud, files=len(job.files)),
         )
         running.journal = _PumpJournal(self, running)
         running.control.valid_until = running.renewed + settings.LEASE_SECONDS / 2
@@ -552,11 +559,12 @@ class Pump:
             self._throttles["store", pk].set_rate(limit * share if limit else None)
 
     def _tell(self) -> None:
-        """Let the supervisor and the other pumps see that this one is at work."""
+        """Let the supervisor and the other pumps see that this one is at work, and now and then what its copies wait for."""
         Worker.objects.filter(pk=self.worker_id).update(pumped=Now())
         known = Claimer.objects.filter(worker_id=self.worker_id, number=self.number)
-        if not known.update(seen=Now()):
-            Claimer.objects.update_or_create(worker_id=self.worker_id, number=self.number, defaults={"seen": Now()})
+        told: dict[str, Any] = {"times": self._last_minute.told()} if self._last_minute.due() else {}
+        if not known.update(seen=Now(), **told):
+            Claimer.objects.update_or_create(worker_id=self.worker_id, number=self.number, defaults={"seen": Now(), **told})
 
     def _renew(self) -> None:
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Draws a drain's history as numbers for an SVG: bytes proven, and copied on top of them, over time."""
+"""Draws a drain's history as numbers for an SVG: bytes proven, copied on top of them, and the rate, over time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 200, 8, 20, 22
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Points of the two areas in the SVG's own units, and what stands at the axes."""
+    """Points of the two areas and of the rate's line in the SVG's own units, and what stands at the axes."""
 
     proven: str
     copied: str
+    rate: str
+    fastest: float
+    """Bytes per second at the upper edge."""
+    last: float
     top: int
     """Bytes at the upper edge."""
     begin: datetime
@@ -35,16 +39,22 @@ def draw(samples: Sequence[Mapping[str, Any]], total: int) -> Chart | None:
     top = max(total, *(sample["bytes_proven"] + sample["bytes_copied"] for sample in samples), 1)
     base = HEIGHT - BOTTOM
 
-    def point(sample: Mapping[str, Any], count: int) -> str:
-        x = LEFT + (WIDTH - 2 * LEFT) * (sample["at"] - begin).total_seconds() / seconds
-        return f"{x:.1f},{base - (base - TOP) * count / top:.1f}"
+    fastest = max(sample["rate"] for sample in samples)
 
-    proven = [point(sample, sample["bytes_proven"]) for sample in samples]
-    both = [point(sample, sample["bytes_proven"] + sample["bytes_copied"]) for sample in samples]
+    def point(sample: Mapping[str, Any], share: float) -> str:
+        x = LEFT + (WIDTH - 2 * LEFT) * (sample["at"] - begin).total_seconds() / seconds
+        return f"{x:.1f},{base - (base - TOP) * share:.1f}"
+
+    proven = [point(sample, sample["bytes_proven"] / top) for sample in samples]
+    both = [point(sample, (sample["bytes_proven"] + sample["bytes_copied"]) / top) for sample in samples]
+    rate = [point(sample, sample["rate"] / (fastest or 1.0)) for sample in samples]
     floor = f"{WIDTH - LEFT},{base} {LEFT},{base}"
     return Chart(
         proven=f"{' '.join(proven)} {floor}",
         copied=f"{' '.join(both)} {floor}",
+        rate=" ".join(rate),
+        fastest=fastest,
+        last=samples[-1]["rate"],
         top=top,
         begin=timezone.localtime(begin),
         end=timezone.localtime(end),

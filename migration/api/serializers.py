@@ -7,6 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from cloudstorage.rest.views import Body, Serializer
+from migration.bottleneck import CAUSES
 from migration.models import Conversion, Drain, Verification
 from migration.states import (
     CONVERSION_TRANSITIONS,
@@ -134,6 +135,19 @@ class ErrorView(Serializer):
     remedy = serializers.CharField(allow_blank=True)
 
 
+class BottleneckView(Serializer):
+    """What holds a drain up, how that is known, and what can be done about it."""
+
+    cause = serializers.ChoiceField(CAUSES)
+    words = serializers.CharField()
+    why = serializers.CharField(allow_blank=True)
+    remedy = serializers.CharField(allow_blank=True)
+    shares = serializers.DictField(
+        child=serializers.FloatField(),
+        help_text="Of the time that copies took in the last minute, by cause; empty if not measured.",
+    )
+
+
 class ProgressView(Serializer):
     """How far a drain is. Bytes proven, copied (not proven yet) and remaining add up to total."""
 
@@ -143,7 +157,7 @@ class ProgressView(Serializer):
     rate = serializers.FloatField(help_text="Bytes per second over the last minute.")
     eta_low = serializers.FloatField(allow_null=True, help_text="Seconds; null where nothing moves.")
     eta_high = serializers.FloatField(allow_null=True)
-    bottleneck = serializers.CharField(allow_blank=True, help_text="What holds it up now.")
+    bottleneck = BottleneckView(allow_null=True, help_text="What holds it up now; null while it does not run.")
     zones = serializers.ListField(child=serializers.DictField())
     running = serializers.ListField(child=serializers.DictField(), help_text="Copies under way, the longest silent first.")
     errors = ErrorView(many=True)  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
@@ -163,6 +177,7 @@ class SampleView(Serializer):
     bytes_proven = serializers.IntegerField()
     bytes_copied = serializers.IntegerField()
     running = serializers.IntegerField()
+    rate = serializers.FloatField(help_text="Bytes per second since the point before.")
 
 
 class DrainBody(Body):
@@ -187,6 +202,17 @@ class LimitsBody(Body):
     )
 
 
+class RetryBody(Body):
+    """What is to be tried again."""
+
+    causes = serializers.ListField(
+        child=serializers.CharField(),
+        required=False,
+        default=list,
+        help_text="As `/errors` names them; default: whatever failed.",
+    )
+
+
 class VerifyBody(Body):
     """A check of a store."""
 
@@ -201,17 +227,6 @@ class VerificationView(Serializer):
     store = Named()
     state = serializers.ChoiceField([state.value for state in VerificationState])
     mode = serializers.ChoiceField([Verification.CONTENT, Verification.LISTING, Verification.RETIRE])
-class RetryBody(Body):
-    """What is to be tried again."""
-
-    causes = serializers.ListField(
-        child=serializers.CharField(),
-        required=False,
-        default=list,
-        help_text="As `/errors` names them; default: whatever failed.",
-    )
-
-
     actor = serializers.CharField()
     sample_percent = serializers.FloatField()
     created = serializers.DateTimeField()

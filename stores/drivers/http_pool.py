@@ -28,6 +28,8 @@ import certifi
 from urllib3.util.ssltransport import SSLTransport
 
 from stores.drivers.base import MiB, PartData, PartSource
+from stores.drivers.tcp_info import Observed
+from stores.timing import ANSWER, SEND, is_sending, spending
 
 ONE_SEGMENT = 64 * 1024
 """A body up to this is sent together with its head."""
@@ -211,7 +213,7 @@ class HttpPool:
             elif failed is ConnectFailed and isinstance(error, TimeoutError):
                 failed = ConnectTimedOut
             raise failed(f"{type(error).__name__} while connecting to {to.netloc}") from error
-        return _Connection(stream, read_timeout, origin, self._proxy if to.scheme == "http" else None)
+        return _Connection(stream, read_timeout, origin, self._proxy if to.scheme == "http" else None, observed=not self._proxy)
 
     def _open(self, to: SplitResult) -> Stream:
         """A connection to the first that we speak to, which may be a proxy."""
@@ -253,12 +255,15 @@ class HttpPool:
 class _Connection:
     """One connection, with one request at a time."""
 
-    def __init__(self, stream: Stream, read_timeout: float, origin: str, forwarder: SplitResult | None) -> None:
-        """`forwarder`: a proxy that is asked for whole URLs."""
+    def __init__(
+        self, stream: Stream, read_timeout: float, origin: str, forwarder: SplitResult | None, *, observed: bool
+    ) -> None:
+        """`forwarder`: a proxy that is asked for whole URLs. `observed`: the other side is the server itself."""
         self.reusable = False
         self._stream = stream
         self._reader = cast("BufferedReader", stream.makefile("rb"))
         self._read_timeout = read_timeout
+        self._observed = Observed(stream) if observed else None
         host = host_of(origin)
         self._before_target = f"http://{host}" if forwarder else ""
         self._fixed = [f"Host: {host}", "User-Agent: cloudstorage", *(_authorization(forwarder) if forwarder else ())]
@@ -291,14 +296,18 @@ class _Connection:
         head = self._head(method, target, headers, len(body), ask_first=ask_first)
         try:
             early = self._send(head, body, ask_first=ask_first)
-            status, received = early or self._final_head()
-            return self._answer(method, status, received, all_sent=early is None)
+            with spending(ANSWER):
+                status, received = early or self._final_head()
+                return self._answer(method, status, received, all_sent=early is None)
         except _SourceFailed as failure:
             raise failure.error from None
         except TimeoutError as error:
             raise TimedOut("nothing moved within the timeout") from error
         except OSError as error:
             raise BrokenOff(type(error).__name__) from error
+        finally:
+            if self._observed is not None and is_sending():
+                self._observed.tell()
 
     # --- sending -------------------------------------------------------------------------------------------------------
 
@@ -318,16 +327,22 @@ class _Connection:
     def _send(self, head: bytes, body: PartData, *, ask_first: bool) -> tuple[int, dict[str, str]] | None:
         """Send all, or until the server answers: then the head of its answer."""
         if not ask_first and not isinstance(body, PartSource) and len(body) <= ONE_SEGMENT:
-            self._stream.sendall(head + body)
+            with spending(SEND):
+                self._stream.sendall(head + body)
             return None
-        self._stream.sendall(head)
-        if ask_first and (early := self._early_head(CONTINUE_WAIT)):
-            return early
+        with spending(SEND):
+            self._stream.sendall(head)
+        if ask_first:
+            with spending(ANSWER):
+                early = self._early_head(CONTINUE_WAIT)
+            if early:
+                return early
         for block in _blocks(body):
             if early := self._early_head(0):
                 return early
             try:
-                self._stream.sendall(block)
+                with spending(SEND, len(block)):
+                    self._stream.sendall(block)
             except OSError as error:
                 # Who refuses in the middle of a body may close at once: what was said is still here to be read.
                 if isinstance(error, TimeoutError) and not self._speaks(0):

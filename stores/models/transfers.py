@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import ClassVar
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import Q, Value
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -77,6 +77,8 @@ class Claimer(models.Model):
     seen = models.DateTimeField(default=timezone.now)
     asks = models.JSONField(default=dict)
     """Batch id -> how many more transfers of it the pump would copy at once, were it not for the batch's concurrency."""
+    times = models.JSONField(default=dict, db_default=Value({}, models.JSONField()))
+    """What its copies spent the last minute on, as `stores.timing.LastMinute` tells it."""
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["worker", "number"], name="claimer_once")]

@@ -109,7 +109,7 @@ def test_drain_waits_for_the_new_secret_and_goes_on_by_itself(moving, account, a
     assert not Transfer.objects.filter(faults__gt=0).exists()
     told = drain.progress(moving.drain)
     assert told.state == DrainState.RUNNING
-    assert told.bottleneck.startswith("no worker reaches objects: ")
+    assert told.bottleneck.words.startswith("no worker reaches objects: ")
     assert all("store_update" in error["remedy"] and not error["failed"] for error in told.errors)
     attempts = sum(Transfer.objects.values_list("attempts", flat=True))
     assert not moving.look()

@@ -62,7 +62,7 @@ def test_other_stores_drain_and_the_stuck_one_is_named_when_an_export_hangs(runn
         told = drain.progress(row)
         stuck = [entry["stuck"] for entry in told.running if entry["stuck"]]
         if told.items["proven"] == 3 and stuck:
-            seen["stuck"], seen["bottleneck"] = stuck, told.bottleneck
+            seen["stuck"], seen["bottleneck"] = stuck, told.bottleneck and told.bottleneck.words
             seen["leases"] = Transfer.objects.filter(state=TransferState.RUNNING, lease_until=None).count()
             mounted.release()
             return True
