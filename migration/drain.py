@@ -487,6 +487,12 @@ def _rates(samples: Sequence[DrainSample]) -> tuple[float, float, float]:
     return rates[0], min(moving, default=0.0), max(moving, default=0.0)
 
 
+def _rate(newer: tuple[datetime, int], older: tuple[datetime, int]) -> float:
+    """Bytes per second between two points; what was copied and then failed is no rate."""
+    seconds = (newer[0] - older[0]).total_seconds()
+    return max(0.0, (newer[1] - older[1]) / seconds) if seconds > 0 else 0.0
+
+
 def _running(rows: Any) -> list[dict[str, Any]]:
     now = timezone.now()
     listed = []
@@ -500,12 +506,6 @@ def _running(rows: Any) -> list[dict[str, Any]]:
                 "transfer": str(row.uuid),
                 "kind": row.kind,
                 "name": names.get((row.kind, row.item_id), ""),
-def _rate(newer: tuple[datetime, int], older: tuple[datetime, int]) -> float:
-    """Bytes per second between two points; what was copied and then failed is no rate."""
-    seconds = (newer[0] - older[0]).total_seconds()
-    return max(0.0, (newer[1] - older[1]) / seconds) if seconds > 0 else 0.0
-
-
                 "source": row.source.name,
                 "bytes_total": row.bytes_total,
                 "bytes_done": row.bytes_done,
