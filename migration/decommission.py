@@ -92,10 +92,17 @@ def _of_refs(store: ImageStore) -> Iterator[Blocker]:
         unproven = there.filter(~Exists(proven_copies(kind).filter(item_id=OuterRef("item_id"))))
         holders = Hold.objects.filter(Q(expires=None) | Q(expires__gte=Now()), kind=kind, ref_id=OuterRef("pk"))
         held = there.filter(Q(ref_cnt__gt=0) | Exists(holders))
-        unfinished = refs.filter(state__in=LIVE_REF_STATES - set(READABLE))
+        damaged = refs.filter(state=RefState.FAILED)
+        unfinished = refs.filter(state__in=LIVE_REF_STATES - {*READABLE, RefState.FAILED})
         what = (
             ("unproven", unproven, "are not proven on a store of record", "Drain the store; retry what failed."),
             ("held", held, "are held by a reader, a job or a promise", "Wait until they are read, or the drain has moved them."),
+            (
+                "damaged",
+                damaged,
+                "are not what was proven, or missing",
+                "Put the files back and verify, or bring the items anew.",
+            ),
             ("unfinished", unfinished, "are being written or deleted", "Wait until that has ended, or delete the items."),
         )
         for code, found, are, remedy in what:
@@ -361,9 +368,12 @@ def _sign(row: Decommission, actor: Actor) -> None:
 
 
 def _stale_lines(kind: Kind, row: Decommission) -> QuerySet[RetiredFile]:
-    """Evidence of what was deleted meanwhile: it is no part of the report."""
+    """Evidence of what was deleted meanwhile, or whose copy was disproven or written anew since: it is no part of the report."""
     refs = KINDS[kind].ref.objects.filter(pk=OuterRef("ref_id"), store=row.store_id, state__in=READABLE)
-    return RetiredFile.objects.filter(~Exists(refs), decommission=row, kind=kind)
+    copies = proven_copies(kind).filter(
+        item__uuid=OuterRef("item_uuid"), store=OuterRef("copy_store"), proven_at=OuterRef("proven_at")
+    )
+    return RetiredFile.objects.filter(~Exists(refs) | ~Exists(copies), decommission=row, kind=kind)
 
 
 def _remove(row: Decommission, actor: Actor, totals: dict[str, int], sums: str) -> None:
@@ -373,7 +383,7 @@ def _remove(row: Decommission, actor: Actor, totals: dict[str, int], sums: str) 
     _insist(store)
     stamp = timezone.now()
     if any(_stale_lines(kind, row).exists() for kind in KINDS):
-        raise Conflict("Items on it were deleted in this moment.", remedy="It is tried again by itself.")
+        raise Conflict("Items on it were deleted, or copied anew, in this moment.", remedy="It is tried again by itself.")
     for kind in KINDS:
         _destroy_refs(kind, row, stamp)
     _advance(row, DecommissionEvent.RETIRE, note="", ended_at=stamp, totals=totals, sums_sha256=sums)

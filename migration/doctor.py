@@ -277,8 +277,15 @@ def _items() -> Iterator[Check]:
             found = True
             message = f"No readable copy of the {kind} {item.name} ({item.uuid}) is on any attached store."
             yield Check("items", "problem", message, "manage.py store_scan STORE, of the store that should have it")
+        damaged = models.ref.objects.filter(state=RefState.FAILED, store__state=StoreState.ATTACHED).exclude(install_path="")
+        if count := damaged.count():
+            found = True
+            names = ", ".join(damaged.order_by("pk").values_list("item__name", flat=True)[:3])
+            message = f"{count} {kind} copies are damaged or missing, and served to nobody: {names}{', …' if count > 3 else ''}."
+            remedy = "Put the right content back, then manage.py migration_verify --store STORE; each item's page says more."
+            yield Check("items", "problem", message, remedy)
     if not found:
-        yield Check("items", "ok", "every promised item has a readable copy")
+        yield Check("items", "ok", "every promised item has a readable copy, and none is known to be damaged")
 
 
 def _counts() -> Iterator[Check]:

@@ -427,6 +427,5 @@ def _only_copies(homes: Homes) -> Iterable[Finding]:
     if count:
         message = f"{count} items have only a damaged copy, on {store.name}: it stays there, kept and not readable."
         remedy = "Put the right content back and verify the store first; or delete the items."
-        yield Finding("damaged-only-copies", "blocker", message, remedy, overridable=True, examples=tuple(names[:EXAMPLES])).at(
-            store
-        )
+        examples = tuple(names[:EXAMPLES])
+        yield Finding("damaged-only-copies", "blocker", message, remedy, overridable=True, examples=examples).at(store)

@@ -17,9 +17,9 @@ from typing import Any
 from django.db.models import QuerySet
 
 from cloudstorage.errors import Invalid, Missing
+from migration.damage import difference
 from migration.models import Decommission, RetiredFile
 from migration.states import DecommissionState
-from migration.verify import difference
 from stores.copier import Control, CopyEngine
 from stores.models import ImageStore
 from stores.services.image_stores import driver_for

@@ -289,10 +289,17 @@ def _turn_back(conversion: Conversion, ours: Q) -> dict[str, Any]:
     cancelled = transfers.cancel_live(unfinished)
     promised = {}
     for kind, models in KINDS.items():
-        promised[str(kind)] = models.ref.objects.filter(store=store, state=RefState.PROMISED).update(
+        promises = models.ref.objects.filter(store=store, state=RefState.PROMISED)
+        # Of some a damaged copy was withdrawn, which still lies there.
+        withdrawn = promises.filter(Exists(models.file.objects.filter(ref_id=OuterRef("pk")))).update(
+            state=next_state(REF_TRANSITIONS, RefState.PROMISED, RefEvent.DESTROY_REQUESTED),
+            updated=Now(),
+            update_count=F("update_count") + 1,
+        )
+        promised[str(kind)] = withdrawn + promises.update(
             state=_destroyed(RefState.PROMISED), updated=Now(), update_count=F("update_count") + 1
         )
-        silent = [RefState.ALLOCATED, RefState.CREATING, RefState.FAILED]
+        silent = [RefState.ALLOCATED, RefState.CREATING]
         models.ref.objects.filter(store=store, state__in=silent).update(
             state=next_state(REF_TRANSITIONS, RefState.CREATING, RefEvent.DESTROY_REQUESTED),
             updated=Now(),

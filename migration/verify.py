@@ -9,7 +9,7 @@ import logging
 import time
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -26,6 +26,7 @@ from cloudstorage.audit import audited, record
 from cloudstorage.checkpoints import reach
 from cloudstorage.errors import Invalid, ServiceError
 from cloudstorage.queue import wake
+from migration.damage import TWICE, Wrong, difference
 from migration.models import Decommission, RetiredFile, UnknownFile, Verification
 from migration.states import DecommissionState, VerificationState
 from stores import layout
@@ -45,12 +46,15 @@ OWN_FOLDERS = (MARKER_KEY, ".cs-")
 """Keys that are ours but no item's: marker, journal, probes, temporary files, trash."""
 
 READABLE = (RefState.READY, RefState.HIDDEN)
+_WITH_BYTES = (*READABLE, RefState.FAILED)
+"""What a reading of the content looks at: what was found damaged, too, until it is mended."""
 _UNKNOWN = {"foreign", "foreign write", "not adopted"}
 REMEDIES = {
-    "missing": "Bring it back (trash, bucket versions, backup) and scan the store; or delete the item, if it is to be gone.",
+    "missing": "Bring it back (trash, bucket versions, backup), then scan and verify; or delete the item, if it is to be gone.",
     "size differs": "Somebody wrote to it. Bring the former content back, or scan the store to see what the item is now.",
     "changed": "Somebody wrote to it since it was known. Verify its content; scan the store to take over what is meant.",
-    "content differs": "These bytes are not what was proven. Read the item from another copy, then delete or copy it again.",
+    "content differs": "These bytes are not what was proven. Put the right content back and verify again, or delete the item.",
+    TWICE: "Two readings differ, so nothing is said of the bytes. Look what changes them on the way: memory, network, a proxy.",
     "foreign": "Nobody here wrote it. If a backup was restored or a database lost, scan the store; else ask who writes there.",
     "foreign write": "Somebody still writes to a converted export. Scan the store: what is an item is adopted and promised.",
     "not adopted": "Written by the cloud since the last scan. Scan the store.",
@@ -180,7 +184,7 @@ def _ours(row: Verification) -> QuerySet[Verification]:
 
 
 def _save(row: Verification, findings: Sequence[dict[str, Any]]) -> None:
-    told = [finding | {"remedy": REMEDIES.get(finding["problem"], _OTHER_REMEDY)} for finding in findings]
+    told = [{"remedy": REMEDIES.get(finding["problem"], _OTHER_REMEDY)} | finding for finding in findings]
     row.findings = [*row.findings, *told][:_KEPT_FINDINGS]
     row.findings_count += len(findings)
     if not _ours(row).update(
@@ -220,26 +224,44 @@ def _read_contents(row: Verification, driver: StoreDriver) -> None:
     watch = Watch(row, row.store)
     try:
         for kind, models in KINDS.items():
-            refs = models.ref.objects.filter(store=row.store, state__in=READABLE)
-            while page := _next_refs(row, kind, refs):
+            refs = models.ref.objects.filter(store=row.store)
+            while page := _next_refs(row, kind, refs, _WITH_BYTES):
                 proven = _proven_hashes(kind, page)
                 for ref in page:
                     row.cursor[kind] = ref.pk
-                    if not sampled(ref.item.uuid.bytes, row):
-                        continue
-                    for file in ref.files.all():
-                        name = relative_name(ref.install_path, file.path)
-                        file.sha256 = file.sha256 or proven.get(ref.item_id, {}).get(name, "")
-                    files = sorted(ref.files.all(), key=lambda file: str(file.path))
-                    seen: dict[str, str] = {}
-                    findings = [found for file in files if (found := _check(row, engine, driver, watch, kind, ref, file, seen))]
-                    row.items_checked += 1
-                    _save(row, findings)
-                    if not findings and row.store.scope == "REGION" and ref.proof == Proof.ADOPTED:
-                        proofs.confirm(kind, ref, seen)
+                    if sampled(ref.item.uuid.bytes, row):
+                        _read_item(row, engine, driver, watch, kind, ref, proven.get(ref.item_id, {}))
                 _save(row, [])
     finally:
         engine.close()
+
+
+def _read_item(
+    row: Verification, engine: CopyEngine, driver: StoreDriver, watch: Watch, kind: Kind, ref: Any, proven: Mapping[str, str]
+) -> None:
+    """Hash its files, twice what differs; what that shows is written in the transaction that moves the reading on."""
+    files = sorted(ref.files.all(), key=lambda file: str(file.path))
+    seen: dict[str, str] = {}
+    wrong = Wrong(kind, ref)
+    for file in files:
+        file.sha256 = file.sha256 or proven.get(relative_name(ref.install_path, file.path), "")
+        wrong.known[file.path] = file.sha256
+        found = _check(row, engine, driver, watch, ref, file, seen)
+        if found is not None:
+            wrong.look_again(engine, driver, watch, file, found)
+    row.items_checked += 1
+    if not files or (wrong.findings and _is_going(ref)):
+        _save(row, [])
+        return
+    with transaction.atomic():
+        wrong.act()
+        _save(row, wrong.findings)
+    if wrong.findings:
+        return
+    if ref.state == RefState.FAILED and all(wrong.known.values()):
+        proofs.mend(kind, ref, {file.path: driver.stat(file.path) for file in files}, seen)
+    elif row.store.scope == "REGION" and ref.proof == Proof.ADOPTED and ref.state in READABLE:
+        proofs.confirm(kind, ref, seen)
 
 
 def _proven_hashes(kind: Kind, refs: Sequence[Any]) -> dict[int, dict[str, str]]:
@@ -250,12 +272,12 @@ def _proven_hashes(kind: Kind, refs: Sequence[Any]) -> dict[int, dict[str, str]]
     }
 
 
-def _next_refs(row: Verification, kind: Kind, refs: QuerySet[Any]) -> list[Any]:
-    """A page of what can be read behind the cursor. One query for each state: asked for both, the database would sort all that
-    is left of the store for every page."""
+def _next_refs(row: Verification, kind: Kind, refs: QuerySet[Any], states: Sequence[RefState] = READABLE) -> list[Any]:
+    """A page of what has bytes behind the cursor. One query for each state: asked for all, the database would sort all that is
+    left of the store for every page."""
     behind = refs.filter(pk__gt=row.cursor.get(kind, 0)).order_by("pk")
     behind = behind.select_related("item__account").prefetch_related("files")
-    found = {ref.pk: ref for state in READABLE for ref in behind.filter(state=state)[:_REFS]}
+    found = {ref.pk: ref for state in states for ref in behind.filter(state=state)[:_REFS]}
     return [found[pk] for pk in sorted(found)[:_REFS]]
 
 
@@ -265,64 +287,22 @@ def sampled(identity: bytes, row: Verification) -> bool:
 
 
 def _check(
-    row: Verification,
-    engine: CopyEngine,
-    driver: StoreDriver,
-    watch: Watch,
-    kind: Kind,
-    ref: Any,
-    file: Any,
-    seen: dict[str, str],
-) -> dict[str, Any] | None:
+    row: Verification, engine: CopyEngine, driver: StoreDriver, watch: Watch, ref: Any, file: Any, seen: dict[str, str]
+) -> dict[str, str] | None:
     found, size = difference(engine, driver, watch, file.path, file.sha256, file.size, seen)
     row.bytes_checked += size
-    if found is None and row.store.scope == "ZONE" and file.version:
+    if found is None and row.store.scope == "ZONE" and file.version and ref.state in READABLE:
         try:
             version = driver.stat(file.path).version
         except NotFound:
             version = ""
         found = None if version == file.version else {"problem": "changed", "expected": file.version, "found": version}
-    return None if found is None or _is_going(ref) else _about(kind, ref.item, file.path) | found
-
-
-def _about(kind: Kind, item: Any, path: str) -> dict[str, Any]:
-    return {"kind": str(kind), "item": str(item.uuid), "name": item.name, "path": path}
+    return found
 
 
 def _is_going(ref: Any) -> bool:
-    """Whether it was deleted meanwhile: then nothing about it is a finding."""
-    return not type(ref).objects.filter(pk=ref.pk, state__in=READABLE).exists()
-
-
-def difference(
-    engine: CopyEngine,
-    driver: StoreDriver,
-    control: Control,
-    key: str,
-    sha256: str,
-    size: int | None,
-    seen: dict[str, str] | None = None,
-) -> tuple[dict[str, str] | None, int]:
-    """({problem, expected, found} or None where the object is what it should be, bytes read). An empty `sha256`, or no `size`:
-    nobody knows it. `seen` takes the SHA-256 of what was read.
-
-    A store that does not answer, or lets us in no more, is no finding: that is raised on.
-    """
-    try:
-        found, read = engine.hash_object(driver, key, control)
-    except NotFound:
-        return {"problem": "missing", "expected": sha256, "found": ""}, 0
-    except StoreError as error:
-        if error.outage:
-            raise
-        return {"problem": error.cause, "expected": sha256, "found": str(error)[:300]}, 0
-    if seen is not None:
-        seen[key] = found
-    if sha256 and found != sha256:
-        return {"problem": "content differs", "expected": sha256, "found": found}, read
-    if size is not None and read != size:
-        return {"problem": "size differs", "expected": str(size), "found": str(read)}, read
-    return None, read
+    """Whether it was deleted, or withdrawn, meanwhile: then nothing about it is a finding."""
+    return not type(ref).objects.filter(pk=ref.pk, state__in=_WITH_BYTES).exists()
 
 
 # --- retirement ------------------------------------------------------------------------------------------------------------
@@ -353,22 +333,24 @@ def _read_for_retirement(row: Verification, driver: StoreDriver) -> None:
             while page := _next_refs(row, kind, not_looked_at(kind, decommission)):
                 reader.find_copies(kind, page)
                 for ref in page:
-                    findings, lines = reader.read(kind, ref)
+                    wrong, lines = reader.read(kind, ref)
                     row.cursor[kind] = ref.pk
                     row.items_checked += 1
                     with transaction.atomic():
+                        for of in wrong:
+                            of.act()
                         paths = [line["path"] for line in lines]
                         RetiredFile.objects.filter(decommission=decommission, path__in=paths).delete()  # of an item that is gone
                         RetiredFile.objects.bulk_create(
                             RetiredFile(decommission=decommission, kind=kind, ref_id=ref.pk, **line) for line in lines
                         )
-                        _save(row, findings)
+                        _save(row, [finding for of in wrong for finding in of.findings])
                         reach("retire.before-line")
                     reach("retire.line")
+        if not row.findings_count:
+            _list_unknown(row, decommission, engine, driver)
     finally:
         engine.close()
-    if not row.findings_count:
-        _list_unknown(row, decommission, driver)
 
 
 class _PairReader:
@@ -383,63 +365,65 @@ class _PairReader:
     def find_copies(self, kind: Kind, refs: Sequence[Any]) -> None:
         """Two queries for a page of refs."""
         found = proven_copies(kind).filter(item_id__in=[ref.item_id for ref in refs]).order_by("-pk")
-        self._copies = {copy.item_id: copy for copy in found.select_related("store").prefetch_related("files")}
+        self._copies = {copy.item_id: copy for copy in found.select_related("store", "item").prefetch_related("files")}
 
-    def read(self, kind: Kind, ref: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """(findings, evidence) of one item."""
-        findings: list[dict[str, Any]] = []
-        lines: list[dict[str, Any]] = []
+    def read(self, kind: Kind, ref: Any) -> tuple[list[Wrong], list[dict[str, Any]]]:
+        """(what is wrong with the original and with its copy, evidence) of one item."""
         copy = self._copies.get(ref.item_id)
-        originals = sorted(ref.files.all(), key=lambda file: file.path)
+        original, there = Wrong(kind, ref), Wrong(kind, copy or ref)
+        lines: list[dict[str, Any]] = []
+        files = sorted(ref.files.all(), key=lambda file: file.path)
         names = {} if copy is None else {relative_name(copy.install_path, file.path): file for file in copy.files.all()}
-        if not originals:
-            findings.append(_about(kind, ref.item, ref.install_path) | {"problem": "no file known", "expected": "", "found": ""})
-        for file in originals:
-            there = names.get(relative_name(ref.install_path, file.path))
-            if there is None and len(originals) == len(names) == 1:
-                there = next(iter(names.values()))
-            if there is None:
-                nowhere = {"problem": "not proven elsewhere", "expected": "a proven copy", "found": ""}
-                findings.append(_about(kind, ref.item, file.path) | nowhere)
+        if not files:
+            original.tell(ref.install_path, {"problem": "no file known", "expected": "", "found": ""})
+        for file in files:
+            twin = names.get(relative_name(ref.install_path, file.path))
+            if twin is None and len(files) == len(names) == 1:
+                twin = next(iter(names.values()))
+            if twin is None:
+                original.tell(file.path, {"problem": "not proven elsewhere", "expected": "a proven copy", "found": ""})
                 continue
-            found, line = self._read_pair(ref, file, copy, there)
-            findings += [_about(kind, ref.item, path) | what for path, what in found]
-            lines.append(line)
-        return ([] if findings and _is_going(ref) else findings), lines
+            lines.append(self._read_pair(original, there, file, twin))
+        going = (original.findings or there.findings) and _is_going(ref)
+        return ([] if going else [original, there]), lines
 
-    def _read_pair(self, ref: Any, file: Any, copy: Any, there: Any) -> tuple[list[tuple[str, dict[str, str]]], dict[str, Any]]:
+    def _read_pair(self, original: Wrong, copy: Wrong, file: Any, there: Any) -> dict[str, Any]:
+        item = original.ref.item
         line = {
-            "item_uuid": ref.item.uuid,
-            "item_name": ref.item.name,
-            "account": ref.item.account.account_name,
+            "item_uuid": item.uuid,
+            "item_name": item.name,
+            "account": item.account.account_name,
             "path": file.path,
             "size": there.size,
             "sha256": there.sha256,
             "version": file.version,
-            "copy_store": copy.store,
+            "copy_store": copy.ref.store,
             "key": there.path,
             "proof": there.proof,
-            "proven_at": copy.proven_at,
+            "proven_at": copy.ref.proven_at,
             "original_read_at": None,
             "copy_read_at": None,
         }
-        found: list[tuple[str, dict[str, str]]] = []
-        chosen = sampled(ref.item.uuid.bytes, self._row)
+        chosen = sampled(item.uuid.bytes, self._row)
         # What was never hashed is always read: the copy may have been made of another zone's, which may differ.
         if chosen or file.sha256 != there.sha256:
             line["version"], differs = self._read_original(file.path, there)
             line["original_read_at"] = timezone.now()
             if differs is not None:
-                found.append((file.path, differs))
+                file.sha256, file.size = there.sha256, there.size
+                original.known[file.path] = there.sha256
+                original.look_again(self._engine, self._driver, self._watch, file, differs)
         if not chosen:
-            return found, line
-        watch = self._watches.setdefault(copy.store_id, Watch(self._row, copy.store))
-        differs, size = difference(self._engine, driver_for(copy.store), watch, there.path, there.sha256, there.size)
+            return line
+        store = copy.ref.store
+        watch = self._watches.setdefault(store.pk, Watch(self._row, store))
+        differs, size = difference(self._engine, driver_for(store), watch, there.path, there.sha256, there.size)
         line["copy_read_at"] = timezone.now()
         self._row.bytes_checked += size
         if differs is not None:
-            found.append((f"{copy.store.name}: {there.path}", differs))
-        return found, line
+            copy.known[there.path] = there.sha256
+            copy.look_again(self._engine, driver_for(store), watch, there, differs, label=f"{store.name}: {there.path}")
+        return line
 
     def _read_original(self, path: str, there: Any) -> tuple[str, dict[str, str] | None]:
         """(version, difference): whoever writes while we read is found by the version."""
@@ -454,20 +438,24 @@ class _PairReader:
         return before, differs
 
 
-def _list_unknown(row: Verification, decommission: Decommission, driver: StoreDriver) -> None:
+def _list_unknown(row: Verification, decommission: Decommission, engine: CopyEngine, driver: StoreDriver) -> None:
     """Keep what the listing has and no ref knows, with a digest that says exactly what an acknowledgement is of."""
     row.findings, row.findings_count = [], 0
     UnknownFile.objects.filter(decommission=decommission).delete()
     digest, count, size = hashlib.sha256(), 0, 0
     page: list[ObjectInfo] = []
     findings: list[dict[str, Any]] = []
+    looks = _Looks(row, engine, driver)
 
     def keep() -> None:
         nonlocal count, size
         known = _living(row.store, [info.key for info in page])[0]
         unknown = [UnknownFile(decommission=decommission, path=_told(i.key), size=i.size) for i in page if i.key not in known]
+        wrong, told = looks.judge(findings)
         with transaction.atomic():
-            _save(row, _still_so(row.store, driver, findings))
+            for of in wrong:
+                of.act()
+            _save(row, told)
             UnknownFile.objects.bulk_create(unknown)
         for file in unknown:
             digest.update(f"{file.size}  {file.path}\n".encode())
@@ -511,19 +499,79 @@ def _compare_listing(row: Verification, driver: StoreDriver) -> None:
     begun = timezone.now()
     moving = Transfer.objects.filter(target=row.store, swept=False).exists()
     young = begun - timedelta(seconds=2 * settings.LEASE_SECONDS) if moving else begun
-    for path, info, known in _side_by_side(listed, _known_paths(row.store)):
-        row.items_checked += 1
-        if info is None:
-            findings.append({"path": path, "problem": "missing", "expected": str(known and known.size), "found": ""})
-        elif known is None:
-            if info.modified < young:  # else it may be a copy that is proven, or swept, in a moment
-                findings.append({"path": path, "problem": _foreign(row.store), "expected": "", "found": str(info.size)})
-        elif found := _drift(row.store, info, known):
-            findings.append({"path": path, **found})
-        if row.items_checked % _PAGE == 0:
-            _save(row, _still_so(row.store, driver, findings))
-            findings = []
-    _save(row, _still_so(row.store, driver, findings))
+    engine = CopyEngine(lanes=1)
+    looks = _Looks(row, engine, driver)
+    try:
+        for path, info, known in _side_by_side(listed, _known_paths(row.store)):
+            row.items_checked += 1
+            if info is None:
+                findings.append({"path": path, "problem": "missing", "expected": str(known and known.size), "found": ""})
+            elif known is None:
+                if info.modified < young:  # else it may be a copy that is proven, or swept, in a moment
+                    findings.append({"path": path, "problem": _foreign(row.store), "expected": "", "found": str(info.size)})
+            elif found := _drift(row.store, info, known):
+                findings.append({"path": path, **found})
+            if row.items_checked % _PAGE == 0:
+                looks.save(findings)
+                findings = []
+        looks.save(findings)
+    finally:
+        engine.close()
+
+
+class _Looks:
+    """What a listing says is only where to look: at the objects themselves, and twice before anything is taken back."""
+
+    def __init__(self, row: Verification, engine: CopyEngine, driver: StoreDriver) -> None:
+        self._row, self._engine, self._driver = row, engine, driver
+        self._watch = Watch(row, row.store)
+
+    def save(self, findings: Sequence[dict[str, Any]]) -> None:
+        """Tell what holds of a page's findings, and act on it, in the transaction that moves the reading on."""
+        wrong, told = self.judge(findings)
+        with transaction.atomic():
+            for of in wrong:
+                of.act()
+            _save(self._row, told)
+
+    def judge(self, findings: Sequence[dict[str, Any]]) -> tuple[list[Wrong], list[dict[str, Any]]]:
+        """(what is wrong with which refs, all that is to be told)."""
+        kept = _still_so(self._row.store, self._driver, findings)
+        drifted = [finding for finding in kept if finding["problem"] not in _UNKNOWN]
+        wrong: dict[tuple[Kind, int], Wrong] = {}
+        for kind, path, file, sha256 in self._files([finding["path"] for finding in drifted]):
+            finding = next(finding for finding in drifted if finding["path"] == path)
+            of = wrong.setdefault((kind, file.ref_id), Wrong(kind, file.ref))
+            of.known[path] = file.sha256 = sha256
+            self._look(of, file, finding)
+        told = [finding for finding in kept if finding["problem"] in _UNKNOWN]
+        return list(wrong.values()), told + [finding for of in wrong.values() for finding in of.findings]
+
+    def _look(self, of: Wrong, file: Any, finding: dict[str, Any]) -> None:
+        first: dict[str, str] | None = {name: finding[name] for name in ("problem", "expected", "found")}
+        if finding["problem"] != "missing":
+            if not file.sha256:
+                of.tell(file.path, {name: finding[name] for name in ("problem", "expected", "found")})
+                return
+            first, size = difference(self._engine, self._driver, self._watch, file.path, file.sha256, file.size)
+            self._row.bytes_checked += size
+        if first is None:  # somebody wrote the same bytes anew
+            of.tell(file.path, {name: finding[name] for name in ("problem", "expected", "found")})
+            return
+        of.look_again(self._engine, self._driver, self._watch, file, first)
+
+    def _files(self, paths: Sequence[str]) -> Iterator[tuple[Kind, str, Any, str]]:
+        """The rows of these files that can be read, with the SHA-256 that they must have as far as anybody knows it."""
+        storable = [path for path in paths if _told(path) == path]
+        places = {place for path in storable for place in layout.install_paths(path)}
+        for kind, models in KINDS.items():
+            known = {"ref__store": self._row.store, "ref__install_path__in": places, "path__in": storable}
+            rows = models.file.objects.filter(ref__state__in=READABLE, **known).select_related("ref__item", "ref__store")
+            files = list(rows.order_by("path"))
+            proven = _proven_hashes(kind, [file.ref for file in files])
+            for file in files:
+                name = relative_name(file.ref.install_path, file.path)
+                yield kind, file.path, file, file.sha256 or proven.get(file.ref.item_id, {}).get(name, "")
 
 
 def _foreign(store: ImageStore) -> str:
@@ -586,7 +634,20 @@ def _living(store: ImageStore, paths: Sequence[str]) -> tuple[set[str], set[str]
             living.add(path)
             if state in READABLE:
                 readable.add(path)
+    if store.scope == "REGION":
+        living |= _awaited(store, [path for path in storable if path not in living])
     return living, readable
+
+
+def _awaited(store: ImageStore, paths: Sequence[str]) -> set[str]:
+    """Of these paths those that lie where an item belongs which is promised here: an earlier copy was withdrawn, or one comes."""
+    found: set[str] = set()
+    places = {place for path in paths for place in layout.install_paths(path)}
+    for models in KINDS.values():
+        promised = models.ref.objects.filter(store=store, item_id=OuterRef("item_id"), state=RefState.PROMISED)
+        elsewhere = models.ref.objects.filter(Exists(promised), install_path__in=places, state__in=READABLE)
+        found |= set(elsewhere.filter(store__in=list(ImageStore.objects.attached())).values_list("install_path", flat=True))
+    return {path for path in paths if found.intersection(layout.install_paths(path))}
 
 
 def _is_own(key: str) -> bool:

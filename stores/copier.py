@@ -20,7 +20,7 @@ from cloudstorage.checkpoints import reach
 from stores import reading
 from stores.buffers import Buffer, Buffers
 from stores.drivers.base import MiB, Part, PartSource, Reader, Stored, StoreDriver, Upload
-from stores.drivers.errors import AlreadyExists, Corrupt, NotFound, SourceChanged, UploadGone
+from stores.drivers.errors import AlreadyExists, Corrupt, NotFound, SourceChanged, Unavailable, UploadGone
 from stores.reading import Source
 from stores.states import Proof
 from stores.timing import DATABASE, LANES, LIMIT, SOURCE, TARGET, Times, measured, spending
@@ -219,7 +219,10 @@ class CopyEngine:
             for offset in range(0, reader.size, 4 * MiB):
                 length = min(4 * MiB, reader.size - offset)
                 control.pace(length)
-                digest.update(reader.pread(offset, length))
+                block = reader.pread(offset, length)
+                if len(block) != length:
+                    raise Unavailable(f"{key} ended after {offset + len(block)} of {reader.size} bytes: the answer was cut off.")
+                digest.update(block)
                 control.alive()
             return digest.hexdigest(), reader.size
 

@@ -39,7 +39,8 @@ PROVEN = frozenset({Proof.VERIFIED, Proof.ATTESTED, Proof.READ_BACK})
 
 
 class RefState(StrEnum):
-    """A ref is Ready only with a path and a proof; Promised is on the object store by right, not yet in bytes."""
+    """A ref is Ready only with a path and a proof; Promised is on the object store by right, not yet in bytes. Failed: what
+    lies there is not what was proven; it is kept, and nobody is served it."""
 
     ALLOCATED = "Allocated"
     CREATING = "Creating"
@@ -57,6 +58,8 @@ class RefEvent(StrEnum):
     OPERATION_FAILED = "OperationFailed"
     PROMISE_KEPT = "PromiseKept"
     PROOF_WITHDRAWN = "ProofWithdrawn"
+    DAMAGE_FOUND = "DamageFound"
+    DAMAGE_MENDED = "DamageMended"
     HIDE_REQUESTED = "HideRequested"
     DESTROY_REQUESTED = "DestroyRequested"
 
@@ -71,14 +74,19 @@ REF_TRANSITIONS: Mapping[tuple[RefState, RefEvent], RefState] = {
     (RefState.PROMISED, RefEvent.PROMISE_KEPT): RefState.READY,
     (RefState.PROMISED, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
     (RefState.READY, RefEvent.PROOF_WITHDRAWN): RefState.PROMISED,
+    (RefState.READY, RefEvent.DAMAGE_FOUND): RefState.FAILED,
     (RefState.READY, RefEvent.HIDE_REQUESTED): RefState.HIDDEN,
     (RefState.READY, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
+    (RefState.HIDDEN, RefEvent.PROOF_WITHDRAWN): RefState.PROMISED,
+    (RefState.HIDDEN, RefEvent.DAMAGE_FOUND): RefState.FAILED,
     (RefState.HIDDEN, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
     (RefState.DESTROYING, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
     (RefState.DESTROYING, RefEvent.OPERATION_FAILED): RefState.DESTROYING,
     (RefState.DESTROYING, RefEvent.OPERATION_SUCCEEDED): RefState.DESTROYED,
     (RefState.FAILED, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
     (RefState.FAILED, RefEvent.CREATE_ONLY_REQUESTED): RefState.CREATING,
+    (RefState.FAILED, RefEvent.PROOF_WITHDRAWN): RefState.PROMISED,
+    (RefState.FAILED, RefEvent.DAMAGE_MENDED): RefState.READY,
 }
 
 LIVE_REF_STATES = frozenset(RefState) - {RefState.DESTROYED}

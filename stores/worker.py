@@ -475,9 +475,10 @@ class Pump:
         assert running.source is not None
         assert running.target is not None
         assert running.journal is not None
+        again = job.epoch > 1 and not job.disproven
         try:
             files = [
-                FileToCopy(file.path, job.target_key(file.path), file.size, file.version, file.sha256, job.epoch > 1)
+                FileToCopy(file.path, job.target_key(file.path), file.size, file.version, file.sha256, again)
                 for file in job.files
             ]
             return self._engine.copy_item(

@@ -18,7 +18,7 @@ from django.db.models.functions import Coalesce, Now
 from cloudstorage.errors import Conflict
 from stores.models import KINDS, Hold, ImageStore, Kind
 from stores.services.once import Once
-from stores.states import RefState, Role
+from stores.states import REF_TRANSITIONS, RefEvent, RefState, Role, next_state
 
 READABLE = (RefState.READY, RefState.HIDDEN)
 CHUNK = 500
@@ -106,6 +106,14 @@ def make_promises(kind: Kind, store_id: int, refs: Collection[Any]) -> str:
         missing = [ref for ref in chunk if ref.item_id not in there]
         promised = [model(store=target, item_id=ref.item_id, state=RefState.PROMISED, size=ref.size) for ref in missing]
         model.objects.bulk_create(promised)
+        # What was found damaged there, and was the only copy then, can be copied again.
+        known.filter(state=RefState.FAILED).update(
+            state=next_state(REF_TRANSITIONS, RefState.FAILED, RefEvent.PROOF_WITHDRAWN),
+            install_path="",
+            proof="",
+            updated=Now(),
+            update_count=F("update_count") + 1,
+        )
     keep_promises(kind, [ref.item_id for ref in refs])
     return str(target.uuid)
 
@@ -118,6 +126,12 @@ def keep_promises(kind: Kind, item_ids: Collection[int]) -> None:
     for chunk in _chunks(sorted(set(item_ids))):
         _LOCK.rows(chunk, kind=kind)
         _SETTLE.update(chunk, kind=kind)
+
+
+def lock_copies(kind: Kind, item_ids: Iterable[int]) -> None:
+    """Let nobody else change a copy of these items before the caller's transaction ends."""
+    for chunk in _chunks(sorted(set(item_ids))):
+        _LOCK.rows(chunk, kind=kind)
 
 
 def settle_all(kind: Kind) -> None:

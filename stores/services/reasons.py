@@ -25,6 +25,10 @@ _STATES = {
     RefState.DESTROYING: "It is deleted, and a worker removes its bytes.",
     RefState.FAILED: "Writing it there failed.",
 }
+_DAMAGED = (
+    "What lies there is kept, and served to nobody, for it is not what was proven. Put the right content back and verify the"
+    " store: then it is served again. Found:"
+)
 
 _COPYING = {
     TransferState.BLOCKED: "Its copy waits for its parent in the chain.",
@@ -67,15 +71,19 @@ def _of(store: ImageStore, refs: Mapping[int, Any], copy: Transfer | None, zones
     if ref is None:
         return Reason(store, here=False, words=_absent(store, copy, zones))
     if ref.state == RefState.PROMISED:
-        return Reason(store, here=False, words=f"It is promised there, and its bytes are not there yet. {_under_way(copy)}")
+        withdrawn = f"A copy there was withdrawn ({ref.error_str})." if ref.error_str else "Its bytes are not there yet."
+        return Reason(store, here=False, words=f"It is promised there. {withdrawn} {_under_way(copy)}")
     if ref.state in READABLE:
         promised = any(other.state == RefState.PROMISED for other in refs.values())
         return Reason(store, here=True, words=_present(store, ref, promised=promised))
-    return Reason(store, here=False, words=f"{_STATES[RefState(ref.state)]} {ref.error_str}".strip())
+    words = _DAMAGED if ref.state == RefState.FAILED and ref.install_path else _STATES[RefState(ref.state)]
+    return Reason(store, here=False, words=f"{words} {ref.error_str}".strip())
 
 
 def _present(store: ImageStore, ref: Any, *, promised: bool) -> str:
     told = [_PROVEN_BY[Proof(ref.proof)]]
+    if ref.error_str:
+        told.append(f"But something was found: {ref.error_str}.")
     if ref.state == RefState.HIDDEN:
         told.append("It was deleted, but others build on it; it goes with the last of them.")
     if promised and store.role == Role.IMAGE_CACHE:

@@ -446,6 +446,36 @@ class Region(RuleBasedStateMachine):
         wrong = [found for found in row.findings if found["problem"] != "foreign"]
         assert wrong == [], wrong
 
+    @precondition(lambda self: self.nfs_at_conversion is not None)
+    @rule(gone=st.booleans(), mode=st.sampled_from([Verification.CONTENT, Verification.LISTING]), data=st.data())
+    def what_was_proven_is_damaged(self, gone: bool, mode: str, data: st.DataObject) -> None:
+        """Behind our back, after its proof; the next verification finds it, and no lie stays."""
+        kept = server_at(URL).objects
+        whole = [
+            ref
+            for kind, models in KINDS.items()
+            for ref in models.ref.objects.filter(store__scope="REGION", state__in=READABLE).order_by("pk")
+            if models.ref.objects.filter(item_id=ref.item_id, store__scope="ZONE", state__in=READABLE).exists()
+            and not Transfer.objects.filter(kind=kind, target_ref_id=ref.pk, state=TransferState.RUNNING).exists()
+        ]
+        if not whole:
+            return
+        ref = data.draw(st.sampled_from(whole))
+        path = ref.files.order_by("path").first().path
+        if gone:
+            del kept[path]
+        else:
+            kept[path] = (kept[path][0], flip(kept[path][1]))
+            mode = Verification.CONTENT
+        with self._honest():
+            row = verify.verify(actor=ADMIN, store=self.conversion.object_store, mode=mode)
+            verify.run(row)
+        row.refresh_from_db()
+        assert [found["outcome"] for found in row.findings if found["problem"] != "foreign"] == ["promised"]
+        ref.refresh_from_db()
+        assert ref.state == RefState.PROMISED
+        self.steps["damaged"] += 1
+
     # --- stores that misbehave -----------------------------------------------------------------------------------------
 
     def _target(self) -> Faults:
@@ -550,7 +580,9 @@ class Region(RuleBasedStateMachine):
     def children_are_ready_only_where_their_parent_is(self) -> None:
         refs = KINDS[Kind.SNAPSHOT].ref.objects
         for ref in refs.filter(state=RefState.READY).exclude(item__parent=None).select_related("item"):
-            assert refs.filter(item=ref.item.parent_id, store=ref.store_id, state__in=READABLE).exists()
+            parents = refs.filter(item=ref.item.parent_id, store=ref.store_id)
+            withdrawn = parents.filter(state=RefState.PROMISED, error_str__gt="")  # what the child has of it stays proven
+            assert parents.filter(state__in=READABLE).exists() or withdrawn.exists()
 
     @invariant()
     def progress_never_runs_backwards(self) -> None:
@@ -610,16 +642,17 @@ class Region(RuleBasedStateMachine):
     def _nothing_is_left_over(self) -> None:
         server = server_at(URL)
         assert server.uploads == {}, "uploads were left"
-        known = set()
+        known: set[str] = set()
+        withdrawn: set[str] = set()
         for models in KINDS.values():
-            known |= set(
-                models.file.objects.filter(ref__store__scope="REGION", ref__state__in=READABLE).values_list("path", flat=True)
-            )
+            there = models.file.objects.filter(ref__store__scope="REGION")
+            known |= set(there.filter(ref__state__in=READABLE).values_list("path", flat=True))
+            withdrawn |= set(there.filter(ref__state=RefState.PROMISED).values_list("path", flat=True))
             left = models.ref.objects.filter(store__scope="REGION").exclude(
                 state__in=[*READABLE, RefState.PROMISED, RefState.DESTROYED]
             )
             assert list(left) == [], "ghost refs were left"
-        assert {key for key in server.objects if not key.startswith(".cs-")} == known
+        assert {key for key in server.objects if not key.startswith(".cs-")} - withdrawn == known
         temporary = [path for path in self.root.rglob("*") if ".cs-tmp" in path.parts and path.is_file()]
         assert temporary == []
 

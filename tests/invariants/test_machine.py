@@ -34,5 +34,5 @@ def test_nothing_that_must_hold_is_broken_whatever_the_order_of_events(db, setti
     run_state_machine_as_test(Region, settings=BOUNDED)
     with capsys.disabled():
         print(f"\n  {dict(sorted(Region.steps.items()))}")
-    never = {"claimed", "pumped", "copy ok", "fenced end"} - set(+Region.steps)
+    never = {"claimed", "pumped", "copy ok", "fenced end", "damaged"} - set(+Region.steps)
     assert not never, "the runs never came to these; give them more examples"

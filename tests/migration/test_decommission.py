@@ -186,7 +186,16 @@ def test_flipped_byte_blocks_the_retirement_and_is_named(filled, store, admin, m
     assert named in row.note
     store.refresh_from_db()
     assert (store.state, store.readonly) == (StoreState.ATTACHED, False)
-    assert KINDS[Kind.VOLUME].ref.objects.get(store=store).state == RefState.READY
+    states = dict(KINDS[Kind.VOLUME].ref.objects.values_list("store__name", "state"))
+    assert states == (
+        {"nfs-east": RefState.FAILED, "objects": RefState.READY}
+        if where == "original"
+        else {"nfs-east": RefState.READY, "objects": RefState.PROMISED}
+    )
+    assert {found.code for found in decommission.plan(actor=admin, store=store)} == (
+        {"damaged-volumes"} if where == "original" else {"unproven-volumes", "held-volumes"}
+    )
+    assert holds.recount() == []
     with pytest.raises(Conflict):
         "".join(report.as_json(row)) and decommission.delete_files(actor=admin, row=row, confirm=store.name)
 
@@ -236,7 +245,7 @@ def test_size_of_an_original_outside_of_the_sample_is_still_compared(store, admi
     with (filled.folder("east") / a_file(store).path).open("ab") as out:
         out.write(b"more")
     row = retire(store, admin, sample_percent=0.01)
-    assert (row.state, row.verification.findings[0]["problem"]) == (DecommissionState.REFUSED, "size differs")
+    assert (row.state, row.verification.findings[0]["problem"]) == (DecommissionState.REFUSED, "content differs")
 
 
 @pytest.mark.parametrize("error", [AccessDenied("The key is not valid."), Foreign("Another cloud's marker is there.")])

@@ -18,16 +18,19 @@ from django.utils import timezone
 
 from migration import verify
 from migration.models import Decommission, Verification
-from stores.models import KINDS, ImageStore, Kind, Snapshot
-from stores.services import image_stores
+from stores.models import KINDS, ImageStore, Kind, Snapshot, Worker, WorkerReach
+from stores.services import image_stores, transfers
 from stores.services.image_stores import driver_for
-from stores.states import Proof, Role
+from stores.states import Proof, RefState, Role
+from stores.worker import Pump
 from tests import factories
 from tests.drivers.s3_cases import details_of, new_bucket
 from tests.fakes import memory
 from tests.migration import retiring
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
+
+FLIPPED = "content differs"
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +107,10 @@ def in_swift(request, admin, tmp_path):
     server = request.getfixturevalue("swift_server")
     details = {"username": server.username, "key": server.key, "container": f"images-{uuid.uuid4()}"}
     store = image_stores.add_store(actor=admin, name="drifting", provider="Swift", url=server.auth_url, details=details)
+    export = factories.make_store("NFS", name="export", zone=factories.make_zone(), folder=tmp_path, role=Role.IMAGE_CACHE)
     volume = factories.make_volume([store], proof=Proof.VERIFIED)
+    path = KINDS[Kind.VOLUME].file.objects.get(ref__item=volume).path
+    factories.make_ref(Kind.VOLUME, volume, export, path.rpartition("/")[0], {path: factories.content(volume.name)})
     content = factories.content(volume.name)
 
     def damage() -> None:
@@ -115,8 +121,17 @@ def in_swift(request, admin, tmp_path):
 
 
 @pytest.mark.live
-@pytest.mark.parametrize(("place", "listed"), [(in_nfs, True), (in_s3, True), (in_swift, False)])
-def test_a_bit_flipped_behind_our_back_is_found_on_every_kind_of_store(request, admin, tmp_path, place, listed):
+@pytest.mark.parametrize(
+    ("place", "listed", "outcome", "state"),
+    [
+        (in_nfs, [FLIPPED], "set aside", RefState.FAILED),
+        (in_s3, [FLIPPED], "only copy", RefState.FAILED),
+        (in_swift, [], "promised", RefState.PROMISED),
+    ],
+)
+def test_a_bit_flipped_behind_our_back_is_found_on_every_kind_of_store(
+    request, admin, operator, tmp_path, place, listed, outcome, state
+):
     store, damage = place(request, admin, tmp_path)
     found = daily()
     assert found["drifting", "listing"] == found["drifting", "content"] == []
@@ -124,15 +139,28 @@ def test_a_bit_flipped_behind_our_back_is_found_on_every_kind_of_store(request, 
     Verification.objects.update(created=timezone.now() - timedelta(days=2))
     damage()
     found = daily()
-    assert [finding["problem"] for finding in found["drifting", "listing"]] == (["changed"] if listed else [])
-    (content,) = found["drifting", "content"]
-    assert content["problem"] == "content differs"
-    assert content["remedy"]
-    if listed:  # Swift puts a damaged object aside when it was read
-        assert by_command(store) == ["content differs"]
-        assert by_command(store, "--listing") == ["changed"]
+    assert [finding["problem"] for finding in found["drifting", "listing"]] == listed
+    told = found["drifting", "listing"] or found["drifting", "content"]
+    assert [(finding["problem"], finding["outcome"]) for finding in told] == [(FLIPPED, outcome)]
+    assert told[0]["remedy"]
+    ref = KINDS[Kind.VOLUME].ref.objects.get(store=store)
+    assert ref.state == state
+    assert by_command(store, "--listing") == []
+    if state == RefState.PROMISED:
+        copy_anew(ref, operator)
+        assert by_command(store) == []
     else:
-        assert by_command(store) == ["missing"]
+        assert by_command(store) == [FLIPPED], "it is said again until it is mended"
+
+
+def copy_anew(ref, operator) -> None:
+    """By a worker, from the export, over what the server has put aside."""
+    worker = Worker.objects.create(hostname="here", pid=1)
+    WorkerReach.objects.bulk_create(WorkerReach(worker=worker, store=store, ok=True) for store in ImageStore.objects.all())
+    transfers.ensure(actor=operator, kind=Kind.VOLUME, item=ref.item)
+    assert Pump(worker.pk, slots=1).run() == 1
+    ref.refresh_from_db()
+    assert ref.state == RefState.READY
 
 
 def test_checks_are_scheduled_once_a_day_within_the_budget(settings, tmp_path):

@@ -52,7 +52,7 @@ def test_transition_is_a_conflict_with_what_is_allowed_when_the_table_has_none(e
     ref = VolumeStoreRef.objects.get()
     with pytest.raises(Conflict) as caught:
         inventory.transition(ref, RefEvent.PROMISE_KEPT)
-    assert caught.value.allowed == ("ProofWithdrawn", "HideRequested", "DestroyRequested")
+    assert caught.value.allowed == ("ProofWithdrawn", "DamageFound", "HideRequested", "DestroyRequested")
 
 
 def test_transition_is_a_conflict_when_somebody_was_faster(export):

@@ -170,6 +170,7 @@ class Adoption:
             ref.update_count += 1
             refs.append(ref)
         kept = [ref for ref in refs if ref.pk is not None]
+        self.models.file.objects.filter(ref__in=kept).delete()  # those of a promise tell what was found damaged
         self.models.ref.objects.bulk_create([ref for ref in refs if ref.pk is None])
         self.models.ref.objects.bulk_update(kept, [*_REF_COLUMNS, "update_count"], batch_size=500)
         files = []

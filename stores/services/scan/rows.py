@@ -287,6 +287,7 @@ class _Kind:
         refs: list[StoreRef] = []
         items: list[Item] = []
         new: list[StoreFile] = []
+        taken_over: list[int] = []
         for found, known in again:
             ref = known.ref
             self.outcome.seen[self.kind] += [known.files[file.path].pk for file in found.files if file.path in known.files]
@@ -298,6 +299,7 @@ class _Kind:
                 _keep_proof(found, known)
             else:
                 new += self._take_over(found, known, others=bool(copies_proofs), items=items)
+                taken_over.append(ref.item_id)
                 refs.append(ref)
             for path, message in differing.items():
                 self.report.changed.add(path, message)
@@ -311,6 +313,8 @@ class _Kind:
                 ref.error_str = summary
                 refs.append(ref)
             self._tell_problems(found)
+        for chunk in _chunks(taken_over):  # what a promise had to be, of which a damaged copy was withdrawn, binds it no more
+            self.models.ref.objects.filter(item_id__in=chunk, state=RefState.PROMISED).exclude(sha256="").update(sha256="")
         self.models.file.objects.bulk_update(files, _FILE_FIELDS, batch_size=_CHUNK)
         self.models.file.objects.bulk_create(new)
         self.outcome.seen[self.kind] += [row.pk for row in new]

@@ -57,11 +57,14 @@ def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequen
         for row in ours:
             by_kind[Kind(row.kind)].append(row)
         proven: list[_Running] = []
+        other_bytes: list[_Running] = []
         for kind, group in by_kind.items():
-            proven += _prove_kind(kind, group, results)
+            proven += _prove_kind(kind, group, results, other_bytes)
         _end_proven(proven, results)
         ids = [row.pk for row in proven]
-        if others := [row.pk for row in ours if row.pk not in ids]:
+        if other_bytes:
+            _fail_as_other([row.pk for row in other_bytes])
+        if others := [row.pk for row in ours if row.pk not in ids and row not in other_bytes]:
             cancel_live(Transfer.objects.filter(pk__in=others))  # its ref went another way
         if uploads := [pk for (pk,) in _UPLOADS.rows(ids)]:
             TransferUpload.objects.filter(pk__in=uploads).delete()
@@ -159,17 +162,42 @@ def _weakest(files: Sequence[CopiedFile]) -> Proof:
     return min((file.proof for file in files), key=order.index)
 
 
-def _prove_kind(kind: Kind, group: Sequence[_Running], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> list[_Running]:
+def _fail_as_other(ids: list[int]) -> None:
+    """What was copied is not what was proven before: of two contents, a machine cannot say which one is the item's."""
+    Transfer.objects.filter(pk__in=ids).update(
+        state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.FAIL),
+        worker=None,
+        lease_until=None,
+        finished_at=Now(),
+        error_cause="other-content",
+        error="The copy that it was read from has another SHA-256 than was proven of this item before.",
+        remedy="Restore the file that it is copied from, or, if that one is right, write it anew and scan its store; then retry."
+        " A retry takes another zone's copy where there is one.",
+    )
+    fail_descendants(ids)
+
+
+def _prove_kind(
+    kind: Kind,
+    group: Sequence[_Running],
+    results: Mapping[int, tuple[Job, Sequence[CopiedFile]]],
+    other_bytes: list[_Running],
+) -> list[_Running]:
+    """Those whose refs are Ready now; `other_bytes` takes those that are not what was proven of them before."""
     models = KINDS[kind]
-    states = dict(_REF_STATES.rows([row.target_ref_id for row in group], kind=kind))
+    states = {pk: (state, sha256) for pk, state, sha256 in _REF_STATES.rows([row.target_ref_id for row in group], kind=kind)}
     ready: list[tuple[int, str, str, str, int]] = []
     files: list[tuple[Any, ...]] = []
     proven: list[_Running] = []
     for row in group:
-        if states.get(row.target_ref_id) not in {RefState.PROMISED, RefState.CREATING, *READABLE}:
+        state, expected = states.get(row.target_ref_id, ("", ""))
+        if state not in {RefState.PROMISED, RefState.CREATING, *READABLE}:
             continue
         job, copied = results[row.pk]
         sha256 = manifest_sha256(_relative_names(job, copied))
+        if expected and expected != sha256 and state not in READABLE:
+            other_bytes.append(row)
+            continue
         size = sum(file.size for file in copied)
         ready.append((row.target_ref_id, job.target_path, str(_weakest(copied)), sha256, size))
         files += _target_files(job, copied, row.target_ref_id)
@@ -184,7 +212,9 @@ def _prove_kind(kind: Kind, group: Sequence[_Running], results: Mapping[int, tup
 
 
 _REF_STATES = Once(
-    lambda ids, *, kind: KINDS[kind].ref.objects.select_for_update().filter(pk__in=ids).order_by("pk").values_list("pk", "state")
+    lambda ids, *, kind: (
+        KINDS[kind].ref.objects.select_for_update().filter(pk__in=ids).order_by("pk").values_list("pk", "state", "sha256")
+    )
 )
 
 

@@ -37,6 +37,8 @@ class Job:
     epoch: int
     uploads: tuple[TransferUpload, ...] = ()
     """What earlier attempts had begun and recorded, with its parts."""
+    disproven: bool = False
+    """What lies at the target was found damaged: whatever its store attests, it is written anew."""
 
     @property
     def background(self) -> bool:

@@ -18,7 +18,7 @@ from cloudstorage.checkpoints import reach
 from stores.models import KINDS, ImageStore, Kind, StoreFile, Transfer, TransferBatch, TransferUpload
 from stores.services.once import Once
 from stores.services.transfers.endings import fail_descendants
-from stores.services.transfers.jobs import MAX_ATTEMPTS, ON_DEMAND, Job, install_path_on, lease_end
+from stores.services.transfers.jobs import MAX_ATTEMPTS, ON_DEMAND, READABLE, Job, install_path_on, lease_end
 from stores.services.transfers.shares import OpenBatch, Shares
 from stores.states import TRANSFER_TRANSITIONS, StoreState, TransferEvent, TransferState, next_state
 
@@ -180,6 +180,9 @@ def _jobs(transfers: Sequence[Transfer]) -> list[Job]:
         files: dict[int, list[StoreFile]] = defaultdict(list)
         ref_ids = [transfer.source_ref_id for transfer in group]
         paths = dict(_PATHS.rows(ref_ids, kind=kind))
+        targets = [transfer.target_ref_id for transfer in group if transfer.epoch > 1]
+        unproven = models.ref.objects.filter(pk__in=targets, sha256__gt="").exclude(state__in=READABLE)
+        disproven = set(unproven.values_list("pk", flat=True)) if targets else set()
         for file in _FILES.objects(models.file, ref_ids, kind=kind):
             files[file.ref_id].append(file)
         for transfer in group:
@@ -187,7 +190,8 @@ def _jobs(transfers: Sequence[Transfer]) -> list[Job]:
             source_path = paths[transfer.source_ref_id]
             target_path = install_path_on(item, source_path, transfer.target)
             of_ref, begun = tuple(files[transfer.source_ref_id]), tuple(uploads[transfer.pk])
-            jobs.append(Job(transfer, item, source_path, target_path, of_ref, transfer.epoch, begun))
+            damaged = transfer.target_ref_id in disproven
+            jobs.append(Job(transfer, item, source_path, target_path, of_ref, transfer.epoch, begun, damaged))
     order = {transfer.pk: position for position, transfer in enumerate(transfers)}
     return sorted(jobs, key=lambda job: (job.transfer.priority, job.transfer.depth, order[job.transfer.pk]))
 

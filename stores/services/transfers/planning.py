@@ -356,7 +356,7 @@ def retry(*, actor: Actor, transfers: QuerySet[Transfer], target: str) -> int:
             rows.exclude(pk__in=queued).update(state=behind, **common)
             again = next_state(TRANSFER_TRANSITIONS, TransferState.FAILED, TransferEvent.RETRY)
             rows.filter(pk__in=queued).update(state=again, **common)
-            _choose_other_sources(chunk)
+            choose_other_sources(chunk)
             for kind in KINDS:
                 again_here = Transfer.objects.filter(pk__in=chunk, kind=kind, state__in=LIVE_TRANSFER_STATES)
                 _begin_again(kind, list(again_here.values_list("target_ref_id", flat=True)))
@@ -381,8 +381,8 @@ def _with_failed_behind(ids: Iterable[int]) -> list[int]:
     return list(found)
 
 
-def _choose_other_sources(ids: Sequence[int]) -> None:
-    """Where another zone's copy can be read, a retry takes that one: the first may be what failed."""
+def choose_other_sources(ids: Sequence[int]) -> None:
+    """Where another copy can be read, these transfers take that one: the first may be what failed, or is not what it was."""
     for kind, models in KINDS.items():
         rows = list(Transfer.objects.filter(pk__in=ids, kind=kind, state__in=LIVE_TRANSFER_STATES))
         copies = (
