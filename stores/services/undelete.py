@@ -41,7 +41,7 @@ def undelete_item(*, actor: Actor, kind: Kind, item: Item) -> list[str]:
 
     Its copies there are Ready with proof *adopted*, since nobody has read them; on a converted region they are promised to the
     object store again. Raises Conflict (it is not deleted, still going, its place is taken, or what it builds on is gone),
-    Missing (the grace time is over) and Unreachable. May be repeated after a crash.
+    Missing (the grace time is over, if only for some of its files) and Unreachable. May be repeated after a crash.
     """
     with refusals_noted(actor, ActorRole.STORAGE_ADMIN, f"{kind}.undelete", f"{kind}:{item.uuid}"):
         _refuse(kind, item)
@@ -53,7 +53,9 @@ def undelete_item(*, actor: Actor, kind: Kind, item: Item) -> list[str]:
             except StoreError as error:
                 failed = refusal(error)
                 continue
-            if files:
+            if files and sum(file.size for file in files) < ref.size:
+                failed = _half(ref, files)
+            elif files:
                 _write(actor, kind, ref, files)
                 restored.append(ref.store.name)
         if not restored and item.removed is None:
@@ -78,7 +80,7 @@ def _former_copies(kind: Kind, item: Item) -> list[Any]:
     refs = KINDS[kind].ref.objects.filter(item_id=item.pk, store__state=StoreState.ATTACHED)
     there = set(refs.filter(state__in=LIVE_REF_STATES).values_list("store", flat=True))
     gone = refs.filter(state=RefState.DESTROYED).exclude(install_path="").exclude(store__in=there)
-    return list({ref.store_id: ref for ref in gone.select_related("store__zone").order_by("pk")}.values())
+    return list({ref.store_id: ref for ref in gone.select_related("store__zone", "item").order_by("pk")}.values())
 
 
 def _bring_back(ref: Any) -> list[ObjectInfo]:
@@ -95,6 +97,14 @@ def _bring_back(ref: Any) -> list[ObjectInfo]:
     reach("undelete.bytes-back")
     inside = (ref.install_path, f"{ref.install_path}/")
     return [found for found in driver.list(ref.install_path) if found.key == inside[0] or found.key.startswith(inside[1])]
+
+
+def _half(ref: Any, files: Sequence[ObjectInfo]) -> Missing:
+    """Its files were deleted one by one, maybe hours apart, and so they are purged: half an item is none."""
+    have = sum(file.size for file in files)
+    message = f"Of {ref.item.name} only {have} of {ref.size} bytes were still in the trash of {ref.store.name}."
+    remedy = f"They lie at {ref.install_path} there again: add the rest from a backup and scan the store, or take them away."
+    return Missing(message, remedy=remedy)
 
 
 def _write(actor: Actor, kind: Kind, former: StoreRef, files: Sequence[ObjectInfo]) -> None:

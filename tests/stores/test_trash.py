@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +113,29 @@ def test_nothing_comes_back_after_the_grace_time(export, admin):
     ImageStore.objects.filter(pk=export.pk).update(state=StoreState.REMOVED)
     with pytest.raises(Missing):
         undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+
+
+def test_half_an_item_does_not_come_back_when_some_of_its_files_are_purged(export, admin):
+    template = make_template([export], name="web")
+    delete(admin, Kind.TEMPLATE, template)
+    (image,) = Path(driver_for(export).path, ".cs-trash").rglob("*.qcow2")
+    image.unlink()  # deleted hours before the other file, between which its store was away: so it is purged before it
+    with pytest.raises(Missing, match="bytes were still in the trash"):
+        undelete_item(actor=admin, kind=Kind.TEMPLATE, item=template)
+    template.refresh_from_db()
+    assert template.removed is not None
+    assert not KINDS[Kind.TEMPLATE].ref.objects.filter(item=template).exclude(state=RefState.DESTROYED).exists()
+
+
+def test_half_on_one_export_keeps_none_from_coming_back_on_the_other(export, admin, tmp_path):
+    other = make_store("NFS", zone=make_zone(), folder=tmp_path / "other")
+    template = make_template([export, other], name="web")
+    delete(admin, Kind.TEMPLATE, template)
+    (image,) = Path(driver_for(export).path, ".cs-trash").rglob("*.qcow2")
+    image.unlink()
+    assert undelete_item(actor=admin, kind=Kind.TEMPLATE, item=template) == [other.name]
+    template.refresh_from_db()
+    assert read(admin, Kind.TEMPLATE, template, f"{template.uuid}.qcow2") == content("web")
 
 
 def test_a_place_that_was_taken_meanwhile_is_never_overwritten(export, admin):
