@@ -80,7 +80,9 @@ def write_part(tmp: int, upload: Upload, part: Part, data: PartData) -> None:
         os.fdatasync(handle)
     reach("nfs.part-on-disk")
     with closing(open_own(tmp, upload.upload_id + LOG, os.O_WRONLY | os.O_APPEND)) as log:
-        os.write(log, json.dumps(asdict(part)).encode() + b"\n")
+        left = json.dumps(asdict(part)).encode() + b"\n"
+        while left:  # a full disk takes a piece of it first, and refuses the rest
+            left = left[os.write(log, left) :]
 
 
 def finish(tmp: int, upload: Upload, parts: Sequence[Part], size: int) -> None:
@@ -106,8 +108,12 @@ def remove_upload(tmp: int, upload_id: str) -> None:
 def _log_lines(tmp: int, upload_id: str) -> list[dict[str, object]]:
     with closing(open_own(tmp, upload_id + LOG, os.O_RDONLY)) as log:
         content = confined.read_exactly(log, 0, os.fstat(log).st_size)
-    # A line without its end is one whose write was interrupted: that part does not count.
-    return [json.loads(line) for line in content.split(b"\n")[:-1]]
+    lines = []
+    for line in content.split(b"\n")[:-1]:
+        # Its write was interrupted, or the server lost its end: that part does not count, nor what was written behind it there.
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def logged_parts(tmp: int, upload_id: str) -> list[Part]:

@@ -166,6 +166,21 @@ def test_handles_are_returned_when_everything_was_used(driver: NFSDriver) -> Non
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_log_that_was_cut_in_the_middle_costs_the_parts_that_it_lost_and_no_more(driver):
+    upload = begin(driver)
+    data = [bytes([number]) * MiB for number in range(3)]
+    driver.put_part(upload, 1, 0, data[0])
+    driver.put_part(upload, 2, MiB, data[1])
+    log = Path(driver.path, ".cs-tmp", f"{upload.upload_id}.log")
+    log.write_bytes(log.read_bytes()[:-20])  # the disk was full, or the server lost its power
+    driver.put_part(upload, 3, 2 * MiB, data[2])
+    assert [part.number for part in driver.list_parts(upload)] == [1]
+    parts = [driver.put_part(upload, number + 1, number * MiB, data[number]) for number in range(3)]
+    assert driver.complete_upload(upload, parts).size == 3 * MiB
+    with driver.open(KEY) as reader:
+        assert reader.pread(0, 3 * MiB) == b"".join(data)
+
+
 # --- listing -----------------------------------------------------------------------------------------------------------
 
 
