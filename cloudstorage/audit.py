@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,16 +13,23 @@ from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.errors import Conflict, ServiceError
 from cloudstorage.models import AuditEvent, Installation
 
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+"""What somebody typed into a url, where it is refused."""
+
 
 def record(actor: Actor, action: str, target: object, **details: Any) -> None:
     """Note what was done. Call it inside the transaction that does it; `details` must be JSON and free of secrets."""
-    AuditEvent.objects.create(actor=actor.name, action=action, target=str(target)[:255], details=details)
+    AuditEvent.objects.create(actor=actor.name, action=action, target=_target(target), details=details)
 
 
 def refused(actor: Actor, action: str, target: object, error: ServiceError) -> None:
     """Note a refusal, outside of the transaction that it rolled back."""
-    details = {"reason": error.message}
-    AuditEvent.objects.create(actor=actor.name, action=action, target=str(target)[:255], outcome="refused", details=details)
+    details = {"reason": _CREDENTIALS.sub("", error.message)}
+    AuditEvent.objects.create(actor=actor.name, action=action, target=_target(target), outcome="refused", details=details)
+
+
+def _target(target: object) -> str:
+    return _CREDENTIALS.sub("", str(target))[:255]
 
 
 @contextmanager

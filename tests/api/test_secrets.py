@@ -9,6 +9,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
+from cloudstorage.models import AuditEvent
 from migration.models import Decommission, Preflight
 from stores.models import ScanRun
 from tests.api.conftest import Api, make_token, make_user
@@ -73,6 +74,20 @@ def test_no_address_gives_the_secret_away(cloud, auditor, target, caplog):
         assert answer.status_code != 500, answer.content
         assert CANARY.encode() not in answer.content, (method, path)
     assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("provider", "url"),
+    [("S3", f"https://user:{CANARY}@s3.example.org/bucket"), ("Swift", f"https://user:{CANARY}@swift.example.org/v3"),
+     ("NFS", f"nfs://user:{CANARY}@files.example.org/export")],
+)  # fmt: skip
+def test_a_password_in_a_refused_url_is_not_kept_in_the_audit_trail(db, memory_store, provider, url):
+    admin = Api(make_token(make_user("root", "storage-admin"), "storage-admin"))
+    for path in ("stores", "stores/test", "preflights"):
+        assert admin.send("POST", path, {"provider": provider, "url": url, "details": {}}).status_code == 400
+    kept = [(event.target, event.details) for event in AuditEvent.objects.filter(outcome="refused")]
+    assert len(kept) == 3
+    assert CANARY not in str(kept)
 
 
 def test_no_row_holds_the_secret_in_clear(cloud, auditor):
