@@ -155,8 +155,8 @@ class Content:
         self.reader = reader
         self.filename = filename
         self.size = reader.size
-        self.sha256 = file.sha256
-        """Hex; empty while nobody hashed the file."""
+        self.sha256 = file.sha256 if reader.info.version == file.version else ""
+        """Hex; empty while nobody hashed the file as it is now."""
         self.store = store
         self.format = file.format
         self._hold = hold

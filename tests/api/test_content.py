@@ -51,6 +51,19 @@ def test_whole_content_comes_with_its_hash_as_etag(api, volume):
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
+def test_no_hash_is_claimed_of_a_file_that_was_written_over_since_it_was_hashed(api, settings, tmp_path):
+    settings.ALLOW_PLAIN_EXPORTS = True
+    volume = make_volume([make_store("NFS", zone=make_zone(), folder=tmp_path)], name="disk", size=5000, proof=Proof.READ_BACK)
+    digest = hashlib.sha256(content("disk")).hexdigest()
+    assert api("viewer").get(path(volume)).headers["ETag"] == f'"{digest}"'
+    (file,) = tmp_path.rglob("*.raw")
+    file.write_bytes(content("another", 5000))
+    answer = api("viewer").get(path(volume))
+    assert read(answer) == content("another", 5000)
+    assert answer.headers["ETag"] != f'"{digest}"'
+    assert "Repr-Digest" not in answer.headers
+
+
 @pytest.mark.parametrize(
     ("asked", "first", "last"),
     [("bytes=0-0", 0, 0), ("bytes=0-99", 0, 99), ("bytes=100-", 100, 4999), ("bytes=-100", 4900, 4999),
