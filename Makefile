@@ -12,7 +12,7 @@ setup: ## install Debian packages and the virtual environments, when they are mi
 	@tests/servers/setup.sh
 
 test: setup ## every test; ARGS='...' is handed to pytest
-	$(python) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## the fast lane: lint, format, types, import rules, migrations, docs and unit tests
 	$(python) -m pytest -m unit $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 
 import pytest
 from django.db import connection
@@ -32,6 +33,20 @@ def _flush_with_audit(case: TransactionTestCase) -> None:
 
 
 TransactionTestCase._fixture_teardown = _flush_with_audit
+
+
+_SLOW_FIRST = ("longest", "crash", "browser", "live")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files are handed to processes in this order: what is slow first, so that no process is left with it at the end."""
+    sizes = Counter(item.path for item in items)
+    turns = dict.fromkeys(sizes, len(_SLOW_FIRST))
+    for item in items:
+        turn = next((turn for turn, mark in enumerate(_SLOW_FIRST) if item.get_closest_marker(mark)), len(_SLOW_FIRST))
+        turns[item.path] = min(turn, turns[item.path])
+    items.sort(key=lambda item: (turns[item.path], -sizes[item.path], item.path))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.servers.process import REPOSITORY
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.longest]
 
 SELECTED = "db and not sqlite and not live and not crash and not browser"
 """Tests with servers of their own run on both databases by themselves."""
@@ -22,7 +22,7 @@ SECONDS = 900
 def test_tests_of_the_database_pass_when_it_is_postgresql(postgres_server, capsys):
     database = postgres_server.create_database("suite")
     command = [sys.executable, "-m", "pytest", "-m", SELECTED, "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=300"]
-    command += ["-n", "2", "--dist", "loadfile"]  # each process in a database of its own
+    command += ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # each process in a database of its own
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
     started = time.monotonic()
     with subprocess.Popen(

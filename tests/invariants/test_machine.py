@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from stores import worker
 from tests.invariants.machine import Region
 
-pytestmark = pytest.mark.db
+pytestmark = [pytest.mark.db, pytest.mark.longest]
 
 BOUNDED = settings(
     max_examples=30,
