@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
@@ -22,7 +23,7 @@ from cloudstorage.console.forms import Field, ask, whole_number
 from cloudstorage.console.pages import action, actor_of, entry, keyset, page, redirect, show
 from cloudstorage.console.site import ReadOnlyAdmin
 from cloudstorage.models import ApiToken, AuditEvent
-from cloudstorage.templatetags.console import clock
+from cloudstorage.templatetags.console import change_in_words, clock
 
 User = get_user_model()
 
@@ -31,7 +32,8 @@ entry(41, "People", "Tokens", "token_list", "key")
 entry(42, "People", "Audit trail", "audit_list", "audit", ActorRole.AUDITOR)
 entry(50, "Installation", "Settings", "setting_list", "menu", ActorRole.STORAGE_ADMIN)
 
-AUDIT = listing("audit_list", "actor", "action", "target", "outcome", "days", role=ActorRole.AUDITOR)
+AUDIT = listing("audit_list", "actor", "action", "target", "outcome", "since", "until", "days", role=ActorRole.AUDITOR)
+AUDIT_COLUMNS = ("at", "actor", "action", "target", "outcome")
 ROLES = tuple((role.value, role.value) for role in ActorRole)
 
 
@@ -174,11 +176,29 @@ def audit(request: HttpRequest) -> HttpResponseBase:
             rows = rows.filter(**{name if name in {"outcome", "target"} else f"{name}__startswith": filters[name]})
     if filters["days"].isascii() and filters["days"].isdigit() and len(filters["days"]) < 5:
         rows = rows.filter(at__gte=timezone.now() - timedelta(days=int(filters["days"])))
+    if since := _midnight(filters["since"]):
+        rows = rows.filter(at__gte=since)
+    if until := _midnight(filters["until"]):
+        rows = rows.filter(at__lt=until + timedelta(days=1))
     if form := wanted_form(request):
-        columns = ("at", "actor", "action", "target", "outcome", "details")
-        return exported(form, "audit", columns, rows.order_by("-id").values_list(*columns).iterator())
+        return exported(form, "audit", (*AUDIT_COLUMNS, "changes", "details"), _audit_rows(rows, in_words=form == "csv"))
     found = keyset(request, rows, newest_first=True)
     return show(request, "console/audit.html", title="Audit trail", slice=found, narrowed=narrowed, outcomes=("done", "refused"))
+
+
+def _midnight(text: str) -> datetime | None:
+    """The beginning of a day in the reader's zone; None for what is no date."""
+    try:
+        return timezone.make_aware(datetime.combine(date.fromisoformat(text), time.min))
+    except ValueError:
+        return None
+
+
+def _audit_rows(rows: QuerySet[AuditEvent], *, in_words: bool) -> Iterator[Sequence[Any]]:
+    for *values, details in rows.order_by("-id").values_list(*AUDIT_COLUMNS, "details").iterator():
+        rest = dict(details)
+        changes = rest.pop("changes", {})
+        yield [*values, "; ".join(change_in_words(*change) for change in changes.items()) if in_words else changes, rest]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------------

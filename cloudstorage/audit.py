@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,16 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 """What somebody typed into a url, where it is refused."""
 
 
-def record(actor: Actor, action: str, target: object, **details: Any) -> None:
-    """Note what was done. Call it inside the transaction that does it; `details` must be JSON and free of secrets."""
+Changes = Mapping[str, tuple[object, object]]
+"""Name -> (before, after)."""
+
+
+def record(actor: Actor, action: str, target: object, *, changes: Changes | None = None, **details: Any) -> None:
+    """Note what was done. Call it inside the transaction that does it; `details` must be JSON and free of secrets, and so must
+    `changes`, of which only what differs is noted."""
+    told = {name: {"before": before, "after": after} for name, (before, after) in (changes or {}).items() if before != after}
+    if told:
+        details["changes"] = told
     AuditEvent.objects.create(actor=actor.name, action=action, target=_target(target), details=details)
 
 

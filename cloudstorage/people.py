@@ -104,8 +104,10 @@ def revoke_token(*, actor: Actor, prefix: str) -> None:
         own = token is not None and actor.name.partition(" (token ")[0] == token.user.get_username()
         if token is None or not (own or actor.may(ActorRole.STORAGE_ADMIN)):
             raise Missing(f"You have no token {prefix}.", remedy="Look at the list of tokens.")
-        if ApiToken.objects.filter(pk=token.pk, revoked=None).update(revoked=timezone.now()):
-            record(actor, "token.revoke", f"token:{prefix}", user=token.user.get_username())
+        now = timezone.now()
+        if ApiToken.objects.filter(pk=token.pk, revoked=None).update(revoked=now):
+            changes = {"revoked": (None, now.isoformat())}
+            record(actor, "token.revoke", f"token:{prefix}", changes=changes, user=token.user.get_username())
 
 
 def refuse_token(actor: Actor, token: object) -> None:

@@ -70,6 +70,7 @@ def commit(*, actor: Actor, conversion: Conversion, override: Sequence[str] = ()
             actor,
             ACTION,
             f"conversion {row.uuid}",
+            changes={"state": (row.was, row.state)},
             object_store=str(row.object_store.uuid),
             released=released,
             overrides=accepted,

@@ -122,6 +122,7 @@ def advance_state(conversion: Conversion, event: ConversionEvent, *, dry_run: bo
     if not dry_run:
         Conversion.objects.filter(pk=row.pk, state=state).update(state=target, **changes)
         row.refresh_from_db()
+        row.was = state
     return row
 
 

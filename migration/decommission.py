@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from cloudstorage.actors import Actor, ActorRole
-from cloudstorage.audit import audited, record
+from cloudstorage.audit import Changes, audited, record
 from cloudstorage.checkpoints import reach
 from cloudstorage.errors import Blocked, Conflict, Invalid, ServiceError
 from cloudstorage.models import Installation
@@ -225,6 +225,12 @@ def _advance(row: Decommission, event: DecommissionEvent, **changes: Any) -> Non
         message = f"{event} is not possible: the retirement of {row.store.name} is {row.state}."
         raise Conflict(message, remedy="Look at its present state.", allowed=allowed(row))
     row.refresh_from_db()
+    row.was = state
+
+
+def _state_of(row: Decommission) -> Changes:
+    """What the last event changed, for the audit trail."""
+    return {"state": (row.was, row.state)}
 
 
 def acknowledge(*, actor: Actor, row: Decommission, count: int, digest: str) -> Decommission:
@@ -245,7 +251,7 @@ def acknowledge(*, actor: Actor, row: Decommission, count: int, digest: str) -> 
         )
         _look_again(row)
         figures = {"count": count, "bytes": row.unknown_bytes, "digest": row.unknown_digest}
-        record(actor, f"{ACTION}.acknowledge", row.store.name, id=str(row.uuid), **figures)
+        record(actor, f"{ACTION}.acknowledge", row.store.name, changes=_state_of(row), id=str(row.uuid), **figures)
     return row
 
 
@@ -263,7 +269,7 @@ def look_again(*, actor: Actor, row: Decommission) -> Decommission:
         row = _row(row)
         _advance(row, DecommissionEvent.LOOK_AGAIN, note="")
         _look_again(row)
-        record(actor, f"{ACTION}.look_again", row.store.name, id=str(row.uuid))
+        record(actor, f"{ACTION}.look_again", row.store.name, changes=_state_of(row), id=str(row.uuid))
     return row
 
 
@@ -272,7 +278,7 @@ def cancel(*, actor: Actor, row: Decommission) -> Decommission:
     with audited(actor, ActorRole.STORAGE_ADMIN, f"{ACTION}.cancel", row.store.name):
         row = _row(row)
         _give_up(row, DecommissionEvent.CANCEL, f"Cancelled by {actor.name}.")
-        record(actor, f"{ACTION}.cancel", row.store.name, id=str(row.uuid))
+        record(actor, f"{ACTION}.cancel", row.store.name, changes=_state_of(row), id=str(row.uuid))
     return row
 
 
@@ -313,7 +319,14 @@ def settle(row: Decommission) -> None:
         note = f"{check.findings_count} differences; the first: {first['path']}: {first['problem']}."
         with transaction.atomic():
             _give_up(row, DecommissionEvent.FIND_DIFFERENCE, note)
-            record(system, f"{ACTION}.refuse", row.store.name, id=str(row.uuid), differences=check.findings_count)
+            record(
+                system,
+                f"{ACTION}.refuse",
+                row.store.name,
+                changes=_state_of(row),
+                id=str(row.uuid),
+                differences=check.findings_count,
+            )
     elif row.unknown_count and row.acknowledged_digest != row.unknown_digest:
         changed = " They are others than those that were acknowledged." if row.acknowledged_digest else ""
         note = f"Files that no ref knows lie there: {row.unknown_count}.{changed} Acknowledge them, or take them away."
@@ -389,7 +402,8 @@ def _remove(row: Decommission, actor: Actor, totals: dict[str, int], sums: str) 
     _advance(row, DecommissionEvent.RETIRE, note="", ended_at=stamp, totals=totals, sums_sha256=sums)
     remove_store(actor=actor, store=store)
     exceptions = report.exceptions(row)
-    record(actor, f"{ACTION}.retire", store.name, id=str(row.uuid), **totals, sha256sums=sums, exceptions=exceptions)
+    figures = {**totals, "sha256sums": sums, "exceptions": exceptions}
+    record(actor, f"{ACTION}.retire", store.name, changes=_state_of(row), id=str(row.uuid), **figures)
 
 
 def _destroy_refs(kind: Kind, row: Decommission, stamp: Any) -> None:
@@ -424,7 +438,14 @@ def delete_files(*, actor: Actor, row: Decommission, confirm: str) -> Decommissi
             raise Invalid(message, remedy=f"Confirm it with the store's name, {row.store.name}.", field="confirm")
         _refuse_reuse(row)
         _advance(row, DecommissionEvent.DELETE_FILES, deletion_by=actor.name, deletion_at=timezone.now())
-        record(actor, f"{ACTION}.delete_files", row.store.name, id=str(row.uuid), files=row.totals.get("files"))
+        record(
+            actor,
+            f"{ACTION}.delete_files",
+            row.store.name,
+            changes=_state_of(row),
+            id=str(row.uuid),
+            files=row.totals.get("files"),
+        )
         wake(DELETE, row.pk)
     return row
 

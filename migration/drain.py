@@ -16,7 +16,7 @@ from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
-from cloudstorage.audit import audited, record
+from cloudstorage.audit import Changes, audited, record
 from cloudstorage.errors import Conflict, Invalid
 from cloudstorage.queue import wake
 from migration.bottleneck import Bottleneck, bottleneck
@@ -98,7 +98,7 @@ def start(*, actor: Actor, drain: Drain) -> Drain:
     with audited(actor, ActorRole.OPERATOR, "drain.start", f"drain:{drain.uuid}"):
         drain = _advance_state(drain, DrainEvent.START, started_at=timezone.now())
         _open(drain)
-        record(actor, "drain.start", f"drain:{drain.uuid}")
+        record(actor, "drain.start", f"drain:{drain.uuid}", changes=_state_of(drain))
     return drain
 
 
@@ -107,7 +107,7 @@ def pause(*, actor: Actor, drain: Drain) -> Drain:
     with audited(actor, ActorRole.OPERATOR, "drain.pause", f"drain:{drain.uuid}"):
         drain = _advance_state(drain, DrainEvent.PAUSE, note=f"paused by {actor.name}")
         TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
-        record(actor, "drain.pause", f"drain:{drain.uuid}")
+        record(actor, "drain.pause", f"drain:{drain.uuid}", changes=_state_of(drain))
     return drain
 
 
@@ -115,13 +115,14 @@ def resume(*, actor: Actor, drain: Drain) -> Drain:
     """Go on; with the canary if that was not read back yet, and its failed items are tried again."""
     with audited(actor, ActorRole.OPERATOR, "drain.resume", f"drain:{drain.uuid}"):
         drain = _advance_state(drain, DrainEvent.RESUME)
+        was = drain.was
         failed_canary = Transfer.objects.filter(batch=drain.batch_id, canary=True, state=TransferState.FAILED)
         if drain.canary_proven_at is None and failed_canary.exists():
             transfers.retry(actor=actor, transfers=failed_canary, target=f"drain:{drain.uuid}")
         if drain.canary_proven_at is not None:
             drain = _advance_state(drain, DrainEvent.CANARY_PROVEN)
         _open(drain)
-        record(actor, "drain.resume", f"drain:{drain.uuid}")
+        record(actor, "drain.resume", f"drain:{drain.uuid}", changes={"state": (was, drain.state)})
     return drain
 
 
@@ -132,7 +133,7 @@ def cancel(*, actor: Actor, drain: Drain) -> Drain:
         drain = _advance_state(drain, DrainEvent.CANCEL, note=f"cancelled by {actor.name}", finished_at=timezone.now())
         TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
         count = transfers.cancel_batch(drain.batch_id)
-        record(actor, "drain.cancel", f"drain:{drain.uuid}", cancelled=count)
+        record(actor, "drain.cancel", f"drain:{drain.uuid}", changes=_state_of(drain), cancelled=count)
     return drain
 
 
@@ -164,7 +165,7 @@ def retry_failed(*, actor: Actor, drain: Drain, causes: Collection[str] = ()) ->
         if drain.state == DrainState.RUNNING:
             _open(drain)
         count = transfers.retry(actor=actor, transfers=rows, target=f"drain:{drain.uuid}")
-        record(actor, "drain.retry", f"drain:{drain.uuid}", count=count, causes=sorted(causes))
+        record(actor, "drain.retry", f"drain:{drain.uuid}", changes=_state_of(drain), count=count, causes=sorted(causes))
         return count
 
 
@@ -181,13 +182,19 @@ def set_limits(
     with audited(actor, ActorRole.OPERATOR, "drain.limits", f"drain:{drain.uuid}"):
         given = {"concurrency": concurrency, "bandwidth": bandwidth, "window": window}
         limits = _checked_limits(**{name: value for name, value in given.items() if value is not _UNSET})
+        changes: dict[str, tuple[object, object]] = {}
         if limits:
-            TransferBatch.objects.filter(pk=drain.batch_id).update(**limits)
+            batch = TransferBatch.objects.filter(pk=drain.batch_id)
+            changes = {name: (before, limits[name]) for name, before in batch.values(*limits).get().items()}
+            batch.update(**limits)
         for uuid, limit in (read_limits or {}).items():
             _check_positive("read_limits", limit)
-            if not ImageStore.objects.filter(uuid=uuid, removed=None).update(read_limit=limit):
+            store = ImageStore.objects.select_for_update().filter(uuid=uuid, removed=None).only("name", "read_limit").first()
+            if store is None:
                 raise Invalid(f"There is no store {uuid}.", field="read_limits")
-        record(actor, "drain.limits", f"drain:{drain.uuid}", read_limits=dict(read_limits or {}), **limits)
+            changes[f"read limit of {store.name}"] = (store.read_limit, limit)
+            ImageStore.objects.filter(pk=store.pk).update(read_limit=limit)
+        record(actor, "drain.limits", f"drain:{drain.uuid}", changes=changes)
     drain.refresh_from_db()
     return drain
 
@@ -227,7 +234,13 @@ def _advance_state(drain: Drain, event: DrainEvent, **changes: Any) -> Drain:
             allowed=allowed,
         )
     row.refresh_from_db()
+    row.was = state
     return row
+
+
+def _state_of(row: Drain) -> Changes:
+    """What the last event changed, for the audit trail."""
+    return {"state": (row.was, row.state)}
 
 
 # --- the clock -------------------------------------------------------------------------------------------------------------
@@ -269,14 +282,14 @@ def _advance_canary(drain: Drain) -> None:
         with transaction.atomic():
             moved = _advance_state(drain, DrainEvent.CANARY_PROVEN, canary_proven_at=timezone.now())
             _open(moved)
-            record(SYSTEM, "drain.canary-proven", f"drain:{drain.uuid}", items=canary.count())
+            record(SYSTEM, "drain.canary-proven", f"drain:{drain.uuid}", changes=_state_of(moved), items=canary.count())
 
 
 def _stop_for(drain: Drain, reason: str) -> None:
     with transaction.atomic():
-        _advance_state(drain, DrainEvent.CANARY_FAILED, note=reason)
+        moved = _advance_state(drain, DrainEvent.CANARY_FAILED, note=reason)
         TransferBatch.objects.filter(pk=drain.batch_id).update(open=False)
-        record(SYSTEM, "drain.canary-failed", f"drain:{drain.uuid}", reason=reason)
+        record(SYSTEM, "drain.canary-failed", f"drain:{drain.uuid}", changes=_state_of(moved), reason=reason)
 
 
 def _withdraw(drain: Drain, reason: str) -> None:
@@ -348,7 +361,7 @@ def _advance_running(drain: Drain) -> None:
             )
         moved = _advance_state(drain, DrainEvent.FINISH, note=note, finished_at=timezone.now())
         TransferBatch.objects.filter(pk=moved.batch_id).update(open=False)
-        record(SYSTEM, "drain.finish", f"drain:{drain.uuid}", failed=failed)
+        record(SYSTEM, "drain.finish", f"drain:{drain.uuid}", changes=_state_of(moved), failed=failed)
     _sample(moved, force=True)
 
 

@@ -50,6 +50,9 @@ class Preflight(models.Model):
 class Conversion(models.Model):
     """The switch of a region from NFS to an object store, until it is committed or rolled back."""
 
+    was: str = ""
+    """No column: the state before the event that has just moved it, for the audit trail."""
+
     id = models.BigAutoField(primary_key=True)
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     object_store = models.ForeignKey(ImageStore, on_delete=models.PROTECT, related_name="conversions")
@@ -129,6 +132,9 @@ class Rollback(models.Model):
 
 class Drain(models.Model):
     """Moving every item off the staging stores in the background; its transfers are those of its batch."""
+
+    was: str = ""
+    """No column: the state before the event that has just moved it, for the audit trail."""
 
     id = models.BigAutoField(primary_key=True)
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
@@ -219,6 +225,9 @@ class Verification(models.Model):
 
 class Decommission(models.Model):
     """The retirement of a staging store; its evidence is in `RetiredFile` and outlives the store's refs."""
+
+    was: str = ""
+    """No column: the state before the event that has just moved it, for the audit trail."""
 
     id = models.BigAutoField(primary_key=True)
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)

@@ -94,6 +94,7 @@ def _begin(actor: Actor, conversion: Conversion, accepted: list[str], plan: Roll
         actor,
         ACTION,
         f"conversion {row.uuid}",
+        changes={"state": (row.was, row.state)},
         rollback=str(rollback.uuid),
         object_store=str(store.uuid),
         home=plan.home,
@@ -123,7 +124,9 @@ def abandon(*, actor: Actor, conversion: Conversion) -> Conversion:
         cancelled = transfers.cancel_live(own)
         ImageStore.objects.filter(pk=row.object_store_id).update(readonly=rollback.former_readonly)
         _end(rollback, f"abandoned by {actor.name}")
-        audit.record(actor, f"{ACTION}.abandon", f"conversion {row.uuid}", cancelled=cancelled)
+        audit.record(
+            actor, f"{ACTION}.abandon", f"conversion {row.uuid}", changes={"state": (row.was, row.state)}, cancelled=cancelled
+        )
         checkpoints.reach("rollback.before-abandon")
     checkpoints.reach("rollback.abandoned")
     return row
@@ -262,6 +265,7 @@ def _switch(row: Rollback, homes: Homes) -> None:
             SYSTEM,
             f"{ACTION}.finish",
             f"conversion {conversion.uuid}",
+            changes={"state": (conversion.was, conversion.state)},
             rollback=str(row.uuid),
             asked_for_by=row.actor,
             object_store=str(conversion.object_store.uuid),

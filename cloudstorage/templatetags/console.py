@@ -71,6 +71,18 @@ def told(value: Any) -> str:
     return UNKNOWN if value is None or value == "" else str(value)
 
 
+def change_in_words(name: str, change: Mapping[str, Any]) -> str:
+    """A difference out of the audit trail: `state: Planned → Canary`."""
+    return f"{name}: {told(change.get('before'))} → {told(change.get('after'))}"
+
+
+@register.filter
+def differences(details: Any) -> list[str]:
+    """What an entry of the audit trail says that was changed, each in words."""
+    changes = details.get("changes") if isinstance(details, Mapping) else None
+    return [change_in_words(name, change) for name, change in pairs(changes)]
+
+
 @register.filter
 def percent(part: Any, whole: Any) -> float:
     """Part of a whole, 0 to 100, one decimal."""

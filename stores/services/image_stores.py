@@ -339,7 +339,7 @@ def detached_at(*, provider: str, url: str, details: Mapping[str, str]) -> Image
 def record_added(actor: Actor, store: ImageStore) -> None:
     """The audit row of a new store."""
     zone = store.zone.name if store.zone is not None else ""
-    where = {"provider": store.image_provider_name, "url": store.url, "zone": zone, "role": str(store.role)}
+    where: dict[str, Any] = {"provider": store.image_provider_name, "url": store.url, "zone": zone, "role": str(store.role)}
     audit.record(actor, "store.add", store.name, uuid=str(store.uuid), **where, details=_public(store))
 
 
@@ -440,25 +440,28 @@ def update_store(
     """
     with audit.refusals_noted(actor, ActorRole.STORAGE_ADMIN, "store.update", store.name):
         _refuse_removed(store)
-        changed: dict[str, object] = {}
+        changes: dict[str, tuple[object, object]] = {}
         fields: list[str] = []
         merged: dict[str, str] | None = None
         if name is not None and name.strip() != store.name:
             _check_rename(name.strip())
-            store.name = changed["name"] = name.strip()
+            changes["name"] = store.name, name.strip()
+            store.name = name.strip()
             fields.append("name")
         if readonly is not None and readonly != store.readonly:
-            store.readonly = changed["readonly"] = readonly
+            changes["readonly"] = store.readonly, readonly
+            store.readonly = readonly
             fields.append("readonly")
         if read_limit is not _UNSET and read_limit != store.read_limit:
             if read_limit is not None and read_limit <= 0:
                 message = "The read limit must be more than 0 bytes per second."
                 raise Invalid(message, remedy="Leave it empty for no limit.", field="read_limit")
-            store.read_limit = changed["read_limit"] = read_limit
+            changes["read_limit"] = store.read_limit, read_limit
+            store.read_limit = read_limit
             fields.append("read_limit")
         if details is not None:
             merged = _try_details(store, details)
-            changed["details"] = sorted(details)
+            changes |= _changed_details(store, details, merged)
             fields += ["protocol", "place", "probed_at", "probe_steps", "facts", "total_size", "used_bytes"]
         with transaction.atomic():
             try:
@@ -470,8 +473,21 @@ def update_store(
                 raise Conflict(message, remedy="Choose another name.", field="name") from error
             if merged is not None:
                 _save_details(store, merged)
-            audit.record(actor, "store.update", store.name, uuid=str(store.uuid), changed=changed)
+            audit.record(actor, "store.update", store.name, changes=changes, uuid=str(store.uuid))
     return store
+
+
+def _changed_details(
+    store: ImageStore, given: Mapping[str, str], merged: Mapping[str, str]
+) -> Iterator[tuple[str, tuple[object, object]]]:
+    """Details before and after; of a secret only that another was given."""
+    before = details_of(store)
+    for option in driver_class(store.image_provider_name).options:
+        if option.secret:
+            if given.get(option.name):
+                yield option.name, ("a secret", "another secret") if option.name in before else ("", "a secret")
+        else:
+            yield option.name, (before.get(option.name, ""), merged.get(option.name, ""))
 
 
 def _check_rename(name: str) -> None:
@@ -510,7 +526,8 @@ def remove_store(*, actor: Actor, store: ImageStore) -> None:
         if not rows:
             raise Conflict(f"The store {store.name} is removed already.", remedy="Nothing to do.")
         ImageStoreDetail.objects.filter(store_id=store.pk, secret=True).delete()
-        audit.record(actor, "store.remove", store.name, uuid=str(store.uuid), url=store.url)
+        changes = {"state": (str(store.state), str(StoreState.REMOVED))}
+        audit.record(actor, "store.remove", store.name, changes=changes, uuid=str(store.uuid), url=store.url)
     store.state, store.removed = StoreState.REMOVED, now
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import uuid
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
 from cloudstorage.models import ApiToken, AuditEvent
 from migration.models import Conversion, Drain, Preflight, Verification
@@ -403,6 +406,20 @@ def test_the_audit_trail_is_filtered_and_given_as_a_table(cloud, sign_in):
     assert "test.formula" not in page
     sheet = b"".join(client.get("/audit/?format=csv&action=test").streaming_content).decode()
     assert "'=cmd()" in sheet
+
+
+def test_the_audit_trail_says_what_changed_and_when(cloud, sign_in):
+    sign_in("operator").post(f"/migration/drains/{cloud.drain.uuid}/start/")
+    client = sign_in("auditor")
+    today, tomorrow = (f"{timezone.localdate() + timedelta(days=days)}" for days in (0, 1))
+    found = f"/audit/?action=drain.start&since={today}&until={tomorrow}"
+    assert "state: Planned → Canary" in text(client.get(found))
+    assert "Nothing matches." in text(client.get(f"/audit/?action=drain.start&since={tomorrow}"))
+    assert "Nothing matches." in text(client.get("/audit/?action=drain.start&until=2020-01-01"))
+    (row,) = json.loads(b"".join(client.get(f"{found}&format=json").streaming_content))
+    assert row["changes"] == {"state": {"before": "Planned", "after": "Canary"}}
+    sheet = b"".join(client.get(f"{found}&format=csv").streaming_content).decode()
+    assert "state: Planned → Canary" in sheet
 
 
 def test_what_does_not_exist_is_a_page_that_says_so(cloud, sign_in):

@@ -168,6 +168,35 @@ def test_refusal_is_noted_and_nothing_else_changes(cloud, admin, viewer, action)
     assert event.details["reason"]
 
 
+CHANGED = {
+    "drain.start": {"state": {"before": "Planned", "after": "Canary"}},
+    "drain.pause": {"state": {"before": "Canary", "after": "Paused"}},
+    "drain.resume": {"state": {"before": "Paused", "after": "Canary"}},
+    "drain.cancel": {"state": {"before": "Canary", "after": "Cancelled"}},
+    "drain.limits": {"concurrency": {"before": 8, "after": 3}},
+    "store.remove": {"state": {"before": "Attached", "after": "Removed"}},
+}
+
+
+@pytest.mark.parametrize("action", CHANGED)
+def test_what_changed_is_noted_as_it_was_and_as_it_is(cloud, admin, action):
+    prepare, act = DONE[action]
+    act(cloud, admin, prepare(cloud, admin) if prepare else None)
+    assert AuditEvent.objects.filter(action=action).first().details["changes"] == CHANGED[action]
+
+
+def test_what_is_given_anew_and_stays_the_same_is_no_change_and_a_secret_is_not_told(cloud, admin):
+    given = {"details": {"password": "hunter3"}, "name": "empty", "readonly": True}
+    server_at(cloud.empty.url).password = "hunter3"
+    image_stores.update_store(actor=admin, store=cloud.empty, **given)
+    image_stores.update_store(actor=admin, store=ImageStore.objects.get(pk=cloud.empty.pk), **given)
+    again, first = AuditEvent.objects.filter(action="store.update")
+    secret = {"password": {"before": "", "after": "a secret"}}
+    assert first.details["changes"] == {"readonly": {"before": False, "after": True}} | secret
+    assert again.details["changes"] == {"password": {"before": "a secret", "after": "another secret"}}
+    assert "hunter" not in str([first.details, again.details])
+
+
 def test_note_is_gone_when_the_service_fails_half_way(cloud, admin, monkeypatch):
     """The note is written last of all, yet a failure after it takes it back with the rest."""
     monkeypatch.setattr("stores.services.items.reach", lambda name: (_ for _ in ()).throw(Undone()))

@@ -62,13 +62,14 @@ def cancel_scan(*, actor: Actor, run: ScanRun) -> ScanRun:
     """End a scan: what it has adopted stays. Raises Conflict when it has ended already."""
     with audited(actor, ActorRole.OPERATOR, "store.scan.cancel", run.store.name):
         live = ScanRun.objects.filter(pk=run.pk, state__in=sources(SCAN_TRANSITIONS, ScanEvent.CANCEL))
+        was = live.select_for_update().values_list("state", flat=True).first()
         cancelled = live.update(state=ScanState.CANCELLED, finished_at=Now(), catalogue=None, **_FREE)
         run.refresh_from_db()
         if not cancelled:
             message = f"This scan of {run.store.name} is {run.state}, so it cannot be cancelled."
             allowed = allowed_events(SCAN_TRANSITIONS, ScanState(run.state))
             raise Conflict(message, remedy="Nothing is to be done.", allowed=allowed)
-        record(actor, "store.scan.cancel", run.store.name, run=str(run.uuid))
+        record(actor, "store.scan.cancel", run.store.name, changes={"state": (was, run.state)}, run=str(run.uuid))
     return run
 
 
