@@ -422,8 +422,9 @@ def _only_copies(homes: Homes) -> Iterable[Finding]:
     for models in KINDS.values():
         readable = models.ref.objects.filter(item=OuterRef("item"), state__in=READABLE, store__state=StoreState.ATTACHED)
         lost = models.ref.objects.filter(~Exists(readable), store=store, state=RefState.FAILED).exclude(install_path="")
-        count += lost.count()
-        names += lost.order_by("pk").values_list("item__name", flat=True)[:EXAMPLES]
+        some = list(lost.order_by("pk").values_list("item__name", flat=True)[: EXAMPLES + 1])
+        count += len(some) if len(some) <= EXAMPLES else lost.count()
+        names += some
     if count:
         message = f"{count} items have only a damaged copy, on {store.name}: it stays there, kept and not readable."
         remedy = "Put the right content back and verify the store first; or delete the items."

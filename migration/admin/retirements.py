@@ -20,6 +20,7 @@ from migration.api.decommissions import respond
 from migration.models import Decommission
 from migration.states import DecommissionEvent, DecommissionState
 from stores.admin.stores import store_of
+from stores.models import heavy
 
 RUNNING = (DecommissionState.CHECKING, DecommissionState.DELETING)
 
@@ -27,15 +28,13 @@ RUNNING = (DecommissionState.CHECKING, DecommissionState.DELETING)
 def row_of(number: uuid.UUID) -> Decommission:
     """The retirement that a page is about."""
     rows = Decommission.objects.select_related("store__zone", "verification")
-    return get_object_or_404(rows.defer("store__scan_report", "store__probe_steps", "store__facts"), uuid=number)
+    return get_object_or_404(rows.defer(*heavy("store")), uuid=number)
 
 
 @page("migration/retirements/", "retirement_list")
 def retirements(request: HttpRequest) -> HttpResponse:
     """Newest first."""
-    rows = Decommission.objects.select_related("store", "verification").defer(
-        "verification__findings", "store__probe_steps", "store__facts", "store__scan_report"
-    )
+    rows = Decommission.objects.select_related("store", "verification").defer("verification__findings", *heavy("store"))
     return show(request, "console/retirements.html", title="Retirements", slice=keyset(request, rows, newest_first=True))
 
 

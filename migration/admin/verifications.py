@@ -17,7 +17,7 @@ from cloudstorage.errors import Invalid
 from migration import verify
 from migration.models import Verification
 from migration.states import VerificationState
-from stores.models import ImageStore
+from stores.models import ImageStore, heavy
 from stores.services import region
 from stores.states import StoreState
 
@@ -29,9 +29,7 @@ FINDINGS_SHOWN = 60
 @page("migration/verifications/", "verification_list")
 def verifications(request: HttpRequest) -> HttpResponse:
     """Newest first."""
-    rows = Verification.objects.select_related("store").defer(
-        "findings", "store__probe_steps", "store__facts", "store__scan_report"
-    )
+    rows = Verification.objects.select_related("store").defer("findings", *heavy("store"))
     return show(request, "console/verifications.html", title="Verifications", slice=keyset(request, rows, newest_first=True))
 
 

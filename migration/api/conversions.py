@@ -6,7 +6,7 @@ import uuid
 from dataclasses import asdict
 from typing import Any
 
-from django.http import Http404
+from django.shortcuts import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -17,6 +17,7 @@ from migration import conversion, preflight
 from migration.api.serializers import ConversionBody, ConversionView, PreflightBody, PreflightDetailView, PreflightView
 from migration.models import Conversion, Preflight
 from stores.api.stores import WithDetails
+from stores.models import heavy
 
 
 class Preflights(WithDetails, PagedView):
@@ -47,17 +48,14 @@ class PreflightOne(ServiceView):
     @operation("preflights_get", answer=PreflightDetailView)
     def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a preflight with its report."""
-        found = Preflight.objects.filter(uuid=id).first()
-        if found is None:
-            raise Http404
+        found = get_object_or_404(Preflight, uuid=id)
         return Response(PreflightDetailView(found).data)
 
 
 def conversions() -> Any:
     """Every conversion with what is shown of it, without what is heavy."""
     rows = Conversion.objects.select_related("object_store", "preflight").prefetch_related("stores__store")
-    heavy = ("scan_report", "probe_steps", "facts")
-    return rows.defer("preflight__report", *(f"object_store__{field}" for field in heavy))
+    return rows.defer("preflight__report", *heavy("object_store"))
 
 
 class Conversions(WithDetails, PagedView):
@@ -108,7 +106,5 @@ class ConversionOne(ServiceView):
     @operation("conversions_get", answer=ConversionView)
     def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a conversion."""
-        found = conversions().filter(uuid=id).first()
-        if found is None:
-            raise Http404
+        found = get_object_or_404(conversions(), uuid=id)
         return Response(ConversionView(found).data)

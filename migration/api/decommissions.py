@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from django.http import Http404, StreamingHttpResponse
+from django.http import StreamingHttpResponse
+from django.shortcuts import get_object_or_404
 from django.utils.http import content_disposition_header
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter
@@ -22,6 +23,7 @@ from migration.models import Decommission
 from migration.states import DecommissionState
 from stores.api.serializers import Named
 from stores.api.stores import store_of
+from stores.models import heavy
 
 MEDIA_TYPES = {"json": "application/json", "csv": "text/csv; charset=utf-8", "sha256sums": "text/plain; charset=utf-8"}
 _FORM = OpenApiParameter("form", str, enum=list(report.FORMS), description="Of the report; json if left out.")
@@ -92,14 +94,11 @@ class DecommissionDetailView(DecommissionView):
 
 
 def _rows() -> Any:
-    heavy = ("scan_report", "probe_steps", "facts")
-    return Decommission.objects.select_related("store__zone", "verification").defer(*(f"store__{field}" for field in heavy))
+    return Decommission.objects.select_related("store__zone", "verification").defer(*heavy("store"))
 
 
 def _row_of(wanted: uuid.UUID) -> Decommission:
-    found: Decommission | None = _rows().filter(uuid=wanted).first()
-    if found is None:
-        raise Http404
+    found: Decommission = get_object_or_404(_rows(), uuid=wanted)
     return found
 
 

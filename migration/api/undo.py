@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from django.http import Http404
+from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -129,9 +130,7 @@ class RollbackView(Serializer):
 
 
 def _conversion(wanted: uuid.UUID) -> Conversion:
-    found: Conversion | None = conversions().filter(uuid=wanted).first()
-    if found is None:
-        raise Http404
+    found: Conversion = get_object_or_404(conversions(), uuid=wanted)
     return found
 
 

@@ -23,7 +23,7 @@ from cloudstorage.console.pages import action, actor_of, keyset, page, redirect,
 from cloudstorage.errors import Invalid, ServiceError
 from cloudstorage.models import AuditEvent
 from stores.admin.chain import family
-from stores.models import KINDS, ImageStore, Kind, Transfer, Zone
+from stores.models import KINDS, ImageStore, Kind, Transfer, Zone, heavy
 from stores.services import inventory, items, transfers
 from stores.services.reasons import reasons
 from stores.services.undelete import undeletable, undelete_item
@@ -115,7 +115,7 @@ def _copies(items: Any) -> Iterator[Any]:
 def chips_of(kind: Kind, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
     """Per item, its copies in words; a promise names where the bytes are now. One query."""
     refs = KINDS[kind].ref.objects.filter(item_id__in=ids, state__in=LIVE_REF_STATES).select_related("store")
-    refs = refs.defer("store__probe_steps", "store__facts", "store__scan_report").order_by("store__scope", "store__name", "pk")
+    refs = refs.defer(*heavy("store")).order_by("store__scope", "store__name", "pk")
     found: dict[int, list[Any]] = {pk: [] for pk in ids}
     for ref in refs:
         found[ref.item_id].append(ref)
@@ -233,7 +233,7 @@ def item_deleted(request: HttpRequest, kind: str) -> HttpResponse:
     grace = timedelta(seconds=settings.TRASH_GRACE_SECONDS)
     rows = [(item, item.removed + grace) for item in found.rows]
     undo = "Undo" if actor_of(request).may(ActorRole.STORAGE_ADMIN) else ""
-    context = {"kind": of, "kinds": list(Kind), "rows": rows, "slice": found, "undo": undo}
+    context: dict[str, Any] = {"kind": of, "kinds": list(Kind), "rows": rows, "slice": found, "undo": undo}
     return show(request, "console/deleted.html", title=f"Deleted {of}s", **context)
 
 

@@ -46,7 +46,8 @@ def _rows() -> Any:
 
 
 def _scan_of(number: uuid.UUID) -> ScanRun:
-    return get_object_or_404(_rows(), uuid=number)
+    row: ScanRun = get_object_or_404(_rows(), uuid=number)
+    return row
 
 
 @page("scans/", "scan_list")

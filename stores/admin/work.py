@@ -18,7 +18,7 @@ from cloudstorage.console.exports import exported, wanted_form
 from cloudstorage.console.filters import listing
 from cloudstorage.console.pages import action, actor_of, keyset, page, show
 from cloudstorage.errors import Invalid
-from stores.models import KINDS, Transfer, Worker
+from stores.models import KINDS, Transfer, Worker, heavy
 from stores.services import transfers
 from stores.states import TransferState
 
@@ -65,8 +65,7 @@ def transfer_list(request: HttpRequest) -> HttpResponseBase:
         named = rows.annotate(item_uuid=_of_item("uuid"), item_name=_of_item("name")).order_by("-pk")
         return exported(form, "transfers", tuple(COLUMNS), named.values_list(*COLUMNS.values()).iterator(chunk_size=1000))
     rows = rows.select_related("source", "target", "worker", "batch")
-    for side in ("source", "target"):
-        rows = rows.defer(f"{side}__probe_steps", f"{side}__facts", f"{side}__scan_report")
+    rows = rows.defer(*heavy("source", "target"))
     found = keyset(request, rows, newest_first=True)
     names = names_of(found.rows)
     return show(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from django.http import Http404
+from django.shortcuts import get_object_or_404
 from drf_spectacular.types import OpenApiTypes
 from rest_framework.exceptions import APIException, UnsupportedMediaType
 from rest_framework.request import Request
@@ -43,10 +43,7 @@ class LengthRequired(APIException):
 
 def item_of(kind: Kind, id: uuid.UUID) -> Any:  # noqa: A002 - the name in the address
     """The item of an address."""
-    item = listed(kind).filter(uuid=id).first()
-    if item is None:
-        raise Http404
-    return item
+    return get_object_or_404(listed(kind), uuid=id)
 
 
 def _upload(request: Request) -> dict[str, Any]:
@@ -106,9 +103,7 @@ def item_views(kind: Kind) -> tuple[Any, Any, Any]:
         @operation(f"{words}_get", answer=detail)
         def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
             """Show an item with its copies on every store, their files and proofs."""
-            found = with_refs(listed(kind), kind, files=True).filter(uuid=id).first()
-            if found is None:
-                raise Http404
+            found = get_object_or_404(with_refs(listed(kind), kind, files=True), uuid=id)
             return Response(detail(found).data)
 
         @operation(f"{words}_delete", status=204)
@@ -152,9 +147,7 @@ def trash_views(kind: Kind) -> tuple[Any, Any]:
         @operation(f"{words}_undelete", answer=detail)
         def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
             """Bring a deleted item back on every export whose trash still has it; its copies there are adopted, not proven."""
-            item = KINDS[kind].item.objects.filter(uuid=id).first()
-            if item is None:
-                raise Http404
+            item = get_object_or_404(KINDS[kind].item, uuid=id)
             undelete_item(actor=self.actor, kind=kind, item=item)
             return Response(detail(with_refs(listed(kind), kind, files=True).get(uuid=id)).data)
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.http import Http404
+from django.shortcuts import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -25,16 +25,13 @@ from stores.api.serializers import (
     StoreView,
 )
 from stores.drivers.base import ProbeStep
-from stores.models import ImageStore, ScanRun, Zone
+from stores.models import ImageStore, ScanRun, Zone, heavy
 from stores.services import image_stores, region, scan
 
 
 def store_of(wanted: uuid.UUID) -> ImageStore:
     """The store of an address; removed ones are still shown."""
-    store = ImageStore.objects.select_related("zone").filter(uuid=wanted).first()
-    if store is None:
-        raise Http404
-    return store
+    return get_object_or_404(ImageStore.objects.select_related("zone"), uuid=wanted)
 
 
 def _zone(given: uuid.UUID | None) -> Zone | None:
@@ -71,7 +68,7 @@ class Stores(WithDetails, PagedView):
     @operation("stores_list", answer=StoreView(many=True))
     def get(self, request: Request) -> Response:
         """List the stores that are in the cloud now, with what is on them; `state=Removed` lists the former ones."""
-        stores = ImageStore.objects.with_usage().select_related("zone").defer("scan_report", "probe_steps", "facts")
+        stores = ImageStore.objects.with_usage().select_related("zone").defer(*heavy())
         if request.query_params.get("state") != "Removed":
             stores = stores.filter(removed=None)
         return self.page(stores, StoreView)
@@ -153,14 +150,11 @@ class StoreScanReport(ServiceView):
 
 
 def _scans() -> Any:
-    heavy = ("scan_report", "probe_steps", "facts")
-    return ScanRun.objects.select_related("store").defer("catalogue", *(f"store__{field}" for field in heavy))
+    return ScanRun.objects.select_related("store").defer("catalogue", *heavy("store"))
 
 
 def _scan_of(wanted: uuid.UUID) -> ScanRun:
-    run: ScanRun | None = _scans().filter(uuid=wanted).first()
-    if run is None:
-        raise Http404
+    run: ScanRun = get_object_or_404(_scans(), uuid=wanted)
     return run
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db.models import QuerySet
 from django.http import Http404
+from django.shortcuts import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -16,15 +17,14 @@ from cloudstorage.errors import Conflict
 from cloudstorage.rest.views import PagedView, ServiceView, operation
 from stores.api.filters import TransferFilter
 from stores.api.serializers import TransferView
-from stores.models import KINDS, Transfer
+from stores.models import KINDS, Transfer, heavy
 from stores.services import transfers
 from stores.states import TRANSFER_TRANSITIONS, TransferState, allowed_events
 
 
 def _rows() -> QuerySet[Transfer]:
     rows = Transfer.objects.select_related("source", "target", "batch", "parent", "worker")
-    heavy = ("scan_report", "probe_steps", "facts")
-    return rows.defer(*(f"{store}__{field}" for store in ("source", "target") for field in heavy))
+    return rows.defer(*heavy("source", "target"))
 
 
 def _items(rows: Sequence[Transfer]) -> dict[str, Any]:
@@ -39,9 +39,7 @@ def _items(rows: Sequence[Transfer]) -> dict[str, Any]:
 
 def transfer_view(wanted: uuid.UUID) -> Any:
     """One transfer as the API shows it."""
-    found = _rows().filter(uuid=wanted).first()
-    if found is None:
-        raise Http404
+    found = get_object_or_404(_rows(), uuid=wanted)
     return TransferView(found, context=_items([found])).data
 
 

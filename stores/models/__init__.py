@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stores.models.image_stores import ImageStore, ImageStoreDetail
+from stores.models.image_stores import ImageStore, ImageStoreDetail, heavy
 from stores.models.items import Item, Snapshot, Template, TemplateZoneRef, Volume
 from stores.models.refs import (
     Hold,
@@ -70,4 +70,5 @@ __all__ = [
     "Worker",
     "WorkerReach",
     "Zone",
+    "heavy",
 ]

@@ -14,6 +14,12 @@ from stores.models.region import Zone
 from stores.states import RefState, Role, StoreState
 
 
+def heavy(*sides: str) -> list[str]:
+    """Columns of stores, joined as `sides`, that are long and that no list shows: `rows.defer(*heavy("store"))`."""
+    before = [f"{side}__" for side in sides] or [""]
+    return [f"{side}{column}" for side in before for column in ("probe_steps", "facts", "scan_report")]
+
+
 class ImageStoreQuerySet(models.QuerySet["ImageStore"]):
     """The questions that are asked of all stores."""
 
