@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 from django.db import connection
@@ -130,10 +132,19 @@ def test_a_label_may_hold_anything():
     assert list(odd.lines())[-1] == 'cloudstorage_odd{store="a\\"b\\\\c\\nd"} 1'
 
 
+def alerts() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_every_alert_is_promql_that_prometheus_takes(rule):
+    assert promql_parser.parse(rule["expr"])
+    assert promql_parser.parse_duration(rule.get("for", "1m"))
+
+
 def test_every_alert_asks_for_figures_that_are_told(db):
     known = {measure.name: set(measure.labels) for measure in measures()}
-    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-    for rule in rules:
+    for rule in (rules := alerts()):
         assert {"alert", "expr", "labels", "annotations"} <= rule.keys()
         asked = re.findall(r"(cloudstorage_[a-z_]+)(?:\{([^}]*)\})?", rule["expr"])
         assert asked or rule["expr"].startswith("up{"), rule
