@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from cloudstorage import people, preferences
 from cloudstorage.actors import ActorRole
+from cloudstorage.console import rest_docs
 from cloudstorage.console.exports import exported, wanted_form
 from cloudstorage.console.filters import listing
 from cloudstorage.console.forms import Field, ask, whole_number
@@ -25,12 +26,15 @@ from cloudstorage.console.site import ReadOnlyAdmin
 from cloudstorage.models import ApiToken, AuditEvent
 from cloudstorage.templatetags.console import change_in_words, clock
 
+__all__ = ["rest_docs"]
+
 User = get_user_model()
 
 entry(40, "People", "Users", "auth_user_changelist", "people", ActorRole.STORAGE_ADMIN)
 entry(41, "People", "Tokens", "token_list", "key")
 entry(42, "People", "Audit trail", "audit_list", "audit", ActorRole.AUDITOR)
 entry(50, "Installation", "Settings", "setting_list", "menu", ActorRole.STORAGE_ADMIN)
+entry(51, "Installation", "REST API", "rest_list", "link")
 
 AUDIT = listing("audit_list", "actor", "action", "target", "outcome", "since", "until", "days", role=ActorRole.AUDITOR)
 AUDIT_COLUMNS = ("at", "actor", "action", "target", "outcome")
@@ -44,8 +48,9 @@ class UserAdmin(ReadOnlyAdmin):
     role = ActorRole.STORAGE_ADMIN
     list_display = ("username", "roles", "is_active", "signed_in")
     list_filter = ("is_active", "groups")
+    narrowing = ("q", "is_active__exact", "groups__id__exact")
     search_fields = ("username",)
-    change_list_template = "console/users.html"
+    add = ("Add a user", "user_add", ActorRole.STORAGE_ADMIN)
 
     @admin.display(description="roles")
     def roles(self, user: Any) -> str:

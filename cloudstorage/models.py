@@ -85,7 +85,7 @@ class ApiToken(models.Model):
 class Preferences(models.Model):
     """How a person wants the console to be."""
 
-    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, primary_key=True, related_name="+")
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, primary_key=True, related_name="preferences")
     time_zone = models.CharField(max_length=64, blank=True, default="")
     """An IANA name; empty: the browser's."""
 

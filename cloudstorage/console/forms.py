@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 
 from cloudstorage.console.pages import show
 from cloudstorage.errors import Invalid, ServiceError
@@ -14,7 +14,8 @@ from cloudstorage.errors import Invalid, ServiceError
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One entry. `kind`: text, integer, boolean, choice, search (text, with proposals), password, secret (never shown)."""
+    """One entry. `kind`: text, integer, boolean, choice, many (choices to tick), search (text, with proposals), password, secret
+    (never shown)."""
 
     name: str
     label: str
@@ -23,6 +24,8 @@ class Field:
     value: str = ""
     required: bool = False
     choices: Sequence[tuple[str, str]] = ()
+    chosen: Sequence[str] = ()
+    """Of many."""
     error: str = ""
     kept: bool = False
     """A secret that the server has already."""
@@ -36,7 +39,8 @@ def filled(fields: Iterable[Field], data: Mapping[str, Any], error: ServiceError
         hidden = field.kind in {"secret", "password"}
         value = "" if hidden else str(data.get(field.name, field.value))
         wrong = f"{error.message} {error.remedy}".strip() if error is not None and error.field == field.name else ""
-        result.append(replace(field, value=value, error=wrong))
+        chosen = data.getlist(field.name) if isinstance(data, QueryDict) else data.get(field.name, ())
+        result.append(replace(field, value=value, error=wrong, chosen=chosen if field.kind == "many" else ()))
     return result
 
 
@@ -78,7 +82,7 @@ def confirm(
     back: Sequence[Any],
 ) -> HttpResponse:
     """A page that states an effect and has it done when the button is pressed; to go back is the first choice."""
-    words = {"effect": effect, "button": button, "back": back}
+    words: dict[str, Any] = {"effect": effect, "button": button, "back": back}
     return ask(request, (), lambda _: do(), title=title, template="console/confirm.html", **words)
 
 

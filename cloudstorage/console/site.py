@@ -13,6 +13,7 @@ from django.views.decorators.cache import never_cache
 
 from cloudstorage.actors import ActorRole
 from cloudstorage.console import pages
+from cloudstorage.console.filters import Listing, listing
 from cloudstorage.console.pages import actor_of
 from cloudstorage.logs import request_id
 
@@ -55,7 +56,7 @@ class ConsoleSite(AdminSite):
 
     def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Ask whoever comes by a link; only a button signs out."""
-        if request.method == "GET":
+        if request.method != "POST":
             return never_cache(pages.show)(request, "console/sign_out.html", title="Sign out?")
         return super().logout(request, extra_context)
 
@@ -98,14 +99,27 @@ class ReadOnlyAdmin(_ModelAdmin):
     """A change list of a small table to look at; changes go through pages that call services."""
 
     role = ActorRole.VIEWER
+    add: tuple[str, str, ActorRole] | None = None
+    """Label and URL name of the page that makes a new one, and the role that it takes."""
+    empty = ""
+    """What a list without a row teaches."""
+    narrowing: tuple[str, ...] = ("q",)
+    """Parameters of the URL that narrow it."""
     actions = None
     show_facets = ShowFacets.NEVER
     list_display_links = None
     change_list_template = "console/changelist.html"
 
+    def __init__(self, model: Any, admin_site: Any) -> None:
+        super().__init__(model, admin_site)
+        self._listing()
+
     def get_urls(self) -> list[Any]:
         """The list alone: there is nothing to add, change or delete, and the list shows all that there is to see."""
         return [url for url in super().get_urls() if str(url.name).endswith("_changelist")]
+
+    def _listing(self) -> Listing:
+        return listing(f"{self.opts.app_label}_{self.opts.model_name}_changelist", *self.narrowing, role=self.role)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list under its own name, since there is nothing to select for a change; what it does not understand is said."""
@@ -113,7 +127,14 @@ class ReadOnlyAdmin(_ModelAdmin):
             message = "The list does not understand the filter in its address."
             return pages.failure(request, 400, "Filter not understood", message, f"Open the list without it: {request.path}")
         title = str(self.model._meta.verbose_name_plural).capitalize()  # noqa: SLF001 - Django's public name for it
-        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+        add = (
+            {"label": self.add[0], "url": reverse(f"console:{self.add[1]}")}
+            if self.add and actor_of(request).may(self.add[2])
+            else None
+        )
+        narrowed = self._listing().narrowed(request)
+        context = {"title": title, "add": add, "empty": self.empty, "narrowed": narrowed, **(extra_context or {})}
+        return super().changelist_view(request, context)
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return actor_of(request).may(self.role)

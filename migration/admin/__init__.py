@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cloudstorage.console.pages import entry
-from migration.admin import conversions, drains, overview, retirements, undo, verifications, wizard
+from migration.admin import conversions, drains, overview, retirements, staging, undo, verifications, wizard
 
-__all__ = ["conversions", "drains", "overview", "retirements", "undo", "verifications", "wizard"]
+__all__ = ["conversions", "drains", "overview", "retirements", "staging", "undo", "verifications", "wizard"]
 
 entry(0, "", "Overview", "index", "overview")
 entry(30, "Work", "Migration", "migration_list", "migrate")

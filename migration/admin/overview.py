@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import platform
+import sqlite3
 from typing import Any
 
+from django import get_version
 from django.conf import settings
+from django.db import connection
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
 from cloudstorage.console.pages import is_overview, show
 from migration import drain as drains
+from migration.admin.verifications import LIVE
 from migration.conversion import open_conversion
-from migration.models import Conversion, Drain
-from migration.states import ConversionState, DrainState
+from migration.models import Conversion, Decommission, Drain, Preflight, Verification
+from migration.states import ConversionState, DecommissionState, DrainState
 from stores.admin.work import names_of, workers
-from stores.models import KINDS, ImageStore, Transfer, Zone
-from stores.states import RefState, Role, TransferState
+from stores.models import KINDS, ImageStore, ScanRun, Transfer, Zone
+from stores.states import LIVE_SCAN_STATES, RefState, Role, TransferState
 
 STATES = (RefState.READY, RefState.PROMISED, RefState.CREATING, RefState.HIDDEN, RefState.DESTROYING, RefState.FAILED)
+UNFINISHED = (DecommissionState.CHECKING, DecommissionState.WAITING, DecommissionState.DELETING)
+WORK_SHOWN = 5
+"""Of each kind; their lists show all."""
 
 
 @is_overview
@@ -50,8 +58,41 @@ def overview(request: HttpRequest) -> HttpResponse:
         alive=sum(found["health"] == "alive" for found in found_workers),
         silent=sum(found["health"] == "silent" for found in found_workers),
         step=_next_step(shown, conversion, drain, alive=any(found["health"] == "alive" for found in found_workers)),
-        version=settings.VERSION,
+        work=_under_way(),
+        versions=_versions(found_workers),
     )
+
+
+def _under_way() -> list[dict[str, Any]]:
+    """What runs, or waits for a worker or a person, beside a drain; a query for each kind of work."""
+    found = []
+    for what, target, rows in (
+        ("Scan", "scan", ScanRun.objects.filter(state__in=LIVE_SCAN_STATES)),
+        ("Verification", "verification", Verification.objects.filter(state__in=LIVE).exclude(mode=Verification.RETIRE)),
+        ("Retirement", "retirement", Decommission.objects.filter(state__in=UNFINISHED)),
+    ):
+        named = rows.order_by("-pk").values_list("uuid", "store__name", "state", "created")[:WORK_SHOWN]
+        found += [{"what": what, "url": _url(target, number), "of": name, "state": state, "since": since}
+                  for number, name, state, since in named]  # fmt: skip
+    reports = Preflight.objects.filter(finished=None).order_by("-pk").values_list("uuid", "name", "url", "created")[:WORK_SHOWN]
+    found += [{"what": "Preflight", "url": _url("preflight", number), "of": name or url, "state": "Running", "since": since}
+              for number, name, url, since in reports]  # fmt: skip
+    return found
+
+
+def _versions(found_workers: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(what, version, what is wrong with it)."""
+    running = sorted({found["worker"].version for found in found_workers if found["health"] == "alive"})
+    other = "Workers of another version are at work: restart them." if set(running) - {settings.VERSION} else ""
+    sqlite = connection.vendor == "sqlite"
+    server = sqlite3.sqlite_version if sqlite else ".".join(map(str, divmod(connection.pg_version, 10000)))  # type: ignore[attr-defined]  # PostgreSQL's own
+    return [
+        ("cloudstorage", settings.VERSION, ""),
+        ("Workers", ", ".join(running), other),
+        ("Database", f"{connection.display_name} {server}", ""),
+        ("Python", platform.python_version(), ""),
+        ("Django", get_version(), ""),
+    ]
 
 
 def _refs_by_state() -> list[tuple[str, list[tuple[str, int]]]]:
@@ -120,4 +161,8 @@ def _start(drain: Any) -> dict[str, Any]:
 
 
 def _step(title: str, text: str, target: str, *arguments: Any) -> dict[str, Any]:
-    return {"title": title, "text": text, "url": reverse(f"console:{target}", args=arguments)}
+    return {"title": title, "text": text, "url": _url(target, *arguments)}
+
+
+def _url(target: str, *arguments: Any) -> str:
+    return reverse(f"console:{target}", args=arguments)

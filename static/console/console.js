@@ -2,6 +2,10 @@
 "use strict";
 
 (() => {
+  /* The server shows times in the browser's zone where nobody has chosen another; told at the sign-in, too. */
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  if (zone) document.cookie = `time-zone=${zone}; path=/; max-age=31536000; samesite=lax`;
+
   const KEPT = "single-keys";
   const dialog = document.getElementById("shortcuts");
   const announcer = document.getElementById("announcer");
@@ -44,11 +48,6 @@
     else return;
     event.preventDefault();
   });
-
-  /* --- times: the server shows them in the browser's zone where nobody has chosen another --- */
-
-  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
-  if (zone) document.cookie = `time-zone=${zone}; path=/; max-age=31536000; samesite=lax`;
 
   /* --- live parts --- */
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
+from cloudstorage.actors import ActorRole
 from cloudstorage.console.pages import entry
 from cloudstorage.console.site import ReadOnlyAdmin
 from stores.admin import items, scans, stores, work
@@ -25,11 +26,14 @@ entry(37, "Work", "Workers", "worker_list", "worker")
 
 @admin.register(Zone)
 class ZoneAdmin(ReadOnlyAdmin):
+    add = ("Add a zone", "zone_add", ActorRole.STORAGE_ADMIN)
+    empty = "No zone yet. NFS stores belong to a zone of the cloud, so a zone is the first thing to add."
     list_display = ("name", "uuid")
     search_fields = ("name",)
 
 
 @admin.register(Account)
 class AccountAdmin(ReadOnlyAdmin):
+    empty = "No account is known. Accounts appear when a scan finds what belongs to them, or when the cloud registers an item."
     list_display = ("id", "account_name", "uuid")
     search_fields = ("account_name",)

@@ -21,10 +21,10 @@ from cloudstorage.console.pages import action, actor_of, draft_of, drop_draft, k
 from cloudstorage.errors import Blocked, ServiceError, plain
 from stores.admin.scans import findings_of
 from stores.drivers.base import StoreDriver
-from stores.models import KINDS, ImageStore, Transfer, WorkerReach, Zone
+from stores.models import KINDS, ImageStore, WorkerReach, Zone, heavy
 from stores.services import image_stores, region
 from stores.services.scan import live_scan, request_scan
-from stores.states import LIVE_REF_STATES, LIVE_TRANSFER_STATES, Role, StoreState
+from stores.states import LIVE_REF_STATES, Role, StoreState
 
 
 def store_of(number: uuid.UUID) -> ImageStore:
@@ -50,7 +50,7 @@ def staging_list(request: HttpRequest) -> HttpResponse:
 def _list(request: HttpRequest, role: Role) -> HttpResponse:
     title = "Secondary Storage" if role == Role.IMAGE else "Staging Store"
     stores = ImageStore.objects.with_usage().filter(role=role, removed=None).select_related("zone")
-    stores = stores.defer("probe_steps", "facts", "scan_report")
+    stores = stores.defer(*heavy())
     return show(request, "console/stores.html", title=title, stores=stores[:200], staging=role == Role.IMAGE_CACHE)
 
 
@@ -76,7 +76,7 @@ def store_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         details=[(labels.get(name), name, value, name in labels and labels[name].secret) for name, value in details.items()],
         counts=counts,
         live_refs=live,
-        blocks=_blocks_removal(store, live),
+        blocks=list(image_stores.forbids_removal(store)),
         findings=findings_of(report),
         report=report,
         reach=WorkerReach.objects.filter(store=store, worker__stopped=None).select_related("worker")[:50],
@@ -88,18 +88,6 @@ def store_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 def _by_state(ref: Any, store: ImageStore) -> list[tuple[str, int]]:
     rows = ref.objects.filter(store=store).order_by().values_list("state").annotate(Count("pk"))
     return list(rows)
-
-
-def _blocks_removal(store: ImageStore, live_refs: int) -> list[str]:
-    """What the service would refuse a removal for, in words."""
-    found = []
-    if store.state == StoreState.REMOVED:
-        return ["it is removed already"]
-    if live_refs:
-        found.append(f"{live_refs} items are, or are to be, on it")
-    if Transfer.objects.filter(state__in=LIVE_TRANSFER_STATES, target=store).exists():
-        found.append("copies to it are under way")
-    return found
 
 
 @action("stores/<uuid:number>/test/", "store_test")

@@ -532,18 +532,23 @@ def remove_store(*, actor: Actor, store: ImageStore) -> None:
 
 
 def _refuse_used(store: ImageStore) -> None:
+    for message, remedy in forbids_removal(store):
+        raise Conflict(message, remedy=remedy)
+
+
+def forbids_removal(store: ImageStore) -> Iterator[tuple[str, str]]:
+    """What stands against the removal of a store, and what to do about each."""
     for kind, models in KINDS.items():
         count = models.ref.objects.filter(store_id=store.pk, state__in=LIVE_REF_STATES).count()
         if count:
-            message = f"The store {store.name} still has {count} {kind} refs."
-            raise Conflict(message, remedy="Move or delete what is on it first.")
+            yield f"The store {store.name} still has {count} {kind} refs.", "Move or delete what is on it first."
     if Transfer.objects.filter(state__in=LIVE_TRANSFER_STATES, target_id=store.pk).exists():
-        raise Conflict(f"Copies to the store {store.name} are under way.", remedy="Wait for them or cancel them.")
+        yield f"Copies to the store {store.name} are under way.", "Wait for them or cancel them."
     staging = ImageStore.objects.filter(role=Role.IMAGE_CACHE, state=StoreState.ATTACHED).exclude(pk=store.pk)
     records = ImageStore.objects.filter(role=Role.IMAGE, state=StoreState.ATTACHED).exclude(pk=store.pk)
     if store.role == Role.IMAGE and store.state == StoreState.ATTACHED and staging.exists() and not records.exists():
         message = f"{store.name} is the only store of record, and staging stores stand before it."
-        raise Conflict(message, remedy="Roll the conversion back, or remove the staging stores first.")
+        yield message, "Roll the conversion back, or remove the staging stores first."
 
 
 def _refuse_removed(store: ImageStore) -> None:

@@ -76,7 +76,7 @@ def busy(cloud: Any) -> list[str]:
         for n in range(3)
     )
     forms = ["/stores/add/?provider=NFS", "/stores/add/?provider=Swift"]
-    return [*(address(cloud, name) for name in LOOK), *forms, "/nothing/like/it/", "/items/template/?q=nothing-like-it"]
+    return [*(address(cloud, name) for name in LOOK), *forms, "/nothing/like/it/", "/items/template/?q=nothing-like-it", "/logout/"]
 
 
 @pytest.fixture(params=["empty", "deciding", "busy"])
@@ -153,6 +153,17 @@ def test_the_theme_follows_the_switch(tab: Page, scene: Scene):
         seen.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
         tab.locator(".theme-toggle").click()
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("scene", ["empty"], indirect=True)
+def test_times_are_in_the_browsers_zone_where_nobody_chose_one(chromium: Browser, scene: Scene):
+    context = chromium.new_context(timezone_id="Asia/Tokyo")
+    context.add_cookies([{"name": "sessionid", "value": scene.session, "url": scene.url}])
+    tab = context.new_page()
+    tab.goto(scene.url)
+    tab.reload()
+    assert "Times in Asia/Tokyo" in tab.inner_text("#footer")
+    context.close()
 
 
 def test_the_sign_in_shuts_nobody_out(chromium: Browser, live_server: Any):

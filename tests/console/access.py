@@ -16,7 +16,7 @@ ADMINS = frozenset({"storage-admin"})
 LOOK: dict[str, frozenset[str]] = {
     "index": EVERYONE, "store_list": EVERYONE, "staging_list": EVERYONE, "store": EVERYONE, "item_list": EVERYONE, "item": EVERYONE,
     "item_deleted": EVERYONE,
-    "transfer_list": EVERYONE, "worker_list": EVERYONE, "migration_list": EVERYONE, "conversion": EVERYONE, "drain": EVERYONE,
+    "staging": EVERYONE, "transfer_list": EVERYONE, "worker_list": EVERYONE, "migration_list": EVERYONE, "conversion": EVERYONE, "drain": EVERYONE,
     "drain_live": EVERYONE, "preflight_list": EVERYONE, "preflight": EVERYONE, "verification_list": EVERYONE,
     "verification": EVERYONE, "scan_list": EVERYONE, "scan": EVERYONE, "token_list": EVERYONE, "token_add": EVERYONE,
     "audit_list": frozenset({"auditor"}), "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS,
@@ -24,6 +24,7 @@ LOOK: dict[str, frozenset[str]] = {
     "retirement_list": EVERYONE, "retirement": EVERYONE, "retirement_report": EVERYONE, "retire": ADMINS, "retirement_files": ADMINS,
     "item_delete": ADMINS, "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
     "commit": EVERYONE, "rollback": EVERYONE, "rollback_abandon": ADMINS,
+    "rest_list": EVERYONE, "rest_operation": EVERYONE,
     "preferences": EVERYONE, "password_change": EVERYONE, "password_change_done": EVERYONE, "stores_zone_changelist": EVERYONE,
     "stores_account_changelist": EVERYONE, "auth_user_changelist": ADMINS,
 }  # fmt: skip

@@ -83,6 +83,8 @@ class Cloud:
             "verification": [self.verification.uuid],
             **{of: [self.scan.uuid] for of in ("scan", "scan_cancel")},
             "retire": [store],
+            "staging": [store],
+            "rest_operation": ["conversions_create"],
             "retirement_report": [self.retirement.uuid, "json"],
             "token_revoke": [self.token.prefix],
             "filter_delete": [1],

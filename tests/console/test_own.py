@@ -6,6 +6,8 @@ import re
 from datetime import UTC, datetime
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from cloudstorage import preferences
 from cloudstorage.models import AuditEvent, SavedFilter
@@ -24,7 +26,7 @@ def save(client, name: str = "mine", page: str = "item_list template", query: st
 
 def saved_links(page: bytes) -> list[str]:
     block = re.search(r'<ul class="chips" aria-labelledby="saved">.*?</ul>', page.decode(), re.DOTALL)
-    return re.findall(r'href="([^"]+)"', block[0]) if block else []
+    return re.findall(r'<a href="([^"]+)"', block[0]) if block else []
 
 
 def test_a_filter_is_kept_by_name_opened_by_its_link_and_deleted(cloud, sign_in):
@@ -70,6 +72,15 @@ def test_only_parameters_that_the_list_knows_are_kept(cloud, sign_in):
     assert SavedFilter.objects.count() == 1
 
 
+def test_lists_of_the_admin_keep_their_filters_too(sign_in):
+    client = sign_in("storage-admin")
+    url = "/auth/user/?is_active__exact=1"
+    assert "Save this filter" in client.get(url).content.decode()
+    page = save(client, page="auth_user_changelist", query="is_active__exact=1&e=1", back=url)
+    assert saved_links(page.content) == ["/auth/user/?is_active__exact=1"]
+    assert save(sign_in("viewer"), page="auth_user_changelist", query="is_active__exact=1", back="/").status_code == 403
+
+
 def test_nobody_is_sent_to_another_site_after_saving(cloud, sign_in):
     given = {"page": "item_list template", "query": QUERY, "name": "mine"}
     answer = sign_in("viewer").post("/filters/save/", given, headers={"referer": "https://evil.example/items/"})
@@ -110,7 +121,9 @@ def noon(cloud):
 
 
 def times(client, url: str) -> str:
-    return next(line for line in re.findall(r"<time [^>]*>[^<]*</time>", client.get(url).content.decode()) if "2026-07-01" in line)
+    return next(
+        line for line in re.findall(r"<time [^>]*>[^<]*</time>", client.get(url).content.decode()) if "2026-07-01" in line
+    )
 
 
 def test_times_are_shown_in_the_zone_that_a_person_chose_and_told_to_machines_in_utc(noon, sign_in):
@@ -148,6 +161,13 @@ def test_exports_and_the_api_stay_in_utc(noon, sign_in):
     client.post("/preferences/", {"time_zone": "Asia/Kolkata"})
     assert b"2026-07-01T12:00:00+00:00" in b"".join(client.get("/items/template/?format=csv"))
     assert "2026-07-01T12:00:00Z" in client.get("/api/v1/templates").content.decode()
+
+
+def test_health_is_told_without_asking_who_looks(sign_in):
+    client = sign_in("viewer")
+    with CaptureQueriesContext(connection) as seen:
+        assert client.get("/healthz").status_code == 200
+    assert len(seen) == 0
 
 
 def test_own_things_leave_no_trace_in_the_audit_trail(cloud, sign_in):
