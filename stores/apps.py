@@ -10,6 +10,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 
+from cloudstorage.sessions import end_idle_transactions
 from stores.drivers import load
 
 
@@ -19,6 +20,9 @@ class StoresConfig(AppConfig):
 
     def ready(self) -> None:
         checks.register(check_store_drivers)
+        if sys.argv[1:2] in (["qcluster"], ["worker"]):
+            # Who is silent so long has lost its leases; no transaction of theirs waits for anything but the database.
+            end_idle_transactions(settings.LEASE_SECONDS)
         if sys.argv[1:2] == ["qcluster"]:
             _load_before_forking()
 

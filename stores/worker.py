@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection, transaction
+from django.db import DatabaseError, close_old_connections, connection, transaction
 from django.db.models import Count
 from django.db.models.functions import Now
 
 from cloudstorage.models import Installation
 from cloudstorage.queue import wake
+from cloudstorage.sessions import SESSION_LOST
 from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedUpload, Stopped, Throttle
 from stores.drivers.base import Part, StoreDriver, Upload
 from stores.drivers.errors import LockedOut, NotFound
@@ -418,7 +419,7 @@ class Pump:
         transfer = running.job.transfer
         try:
             running.source, running.target = self._driver(transfer.source), self._driver(transfer.target)
-        except (OperationalError, InterfaceError):
+        except SESSION_LOST:
             self._waiting[transfer.pk] = running
             raise
         except Exception as error:  # noqa: BLE001 - whatever keeps a driver from being made fails the item, with its message
@@ -505,7 +506,7 @@ class Pump:
             return
         try:
             event.write()
-        except (OperationalError, InterfaceError):
+        except SESSION_LOST:
             self.events.put(event)
             raise
         except Exception as error:  # noqa: BLE001 - the rows will never take it: the copy that asked for it ends with it
@@ -594,7 +595,7 @@ class Pump:
             assert running.journal is not None
             try:
                 running.journal.flush()
-            except (OperationalError, InterfaceError):
+            except SESSION_LOST:
                 raise
             except DatabaseError as error:
                 running.broken = error
@@ -614,7 +615,7 @@ class Pump:
                 break
             try:
                 self._end(job, outcome)
-            except (OperationalError, InterfaceError):
+            except SESSION_LOST:
                 self._ended.put((job, outcome))
                 raise
             self._ended_now += 1
@@ -638,7 +639,7 @@ class Pump:
         if isinstance(outcome, Exception):
             try:
                 running.journal.flush()
-            except (OperationalError, InterfaceError):
+            except SESSION_LOST:
                 raise
             except DatabaseError as error:
                 running.broken = error
@@ -675,7 +676,7 @@ class Pump:
         heirs = [job for job in held if job.background and job.transfer.pump is None]
         try:
             return transfers.prove(self._finished, heirs=heirs)
-        except (OperationalError, InterfaceError):
+        except SESSION_LOST:
             raise
         except Exception:
             log.exception("a batch of %s copies could not be written down as proven; each is tried alone", len(self._finished))
@@ -683,7 +684,7 @@ class Pump:
         for job, files in self._finished:
             try:
                 proven |= transfers.prove([(job, files)], heirs=heirs)
-            except (OperationalError, InterfaceError):
+            except SESSION_LOST:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and told as its failure
                 transfers.fail(job, error)

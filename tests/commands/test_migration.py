@@ -70,14 +70,16 @@ def test_differences_are_named_and_the_exit_code_is_10(run, filled):
     run("migration_start")
     run_drain(Drain.objects.get())
     server = server_at("memory://objects")
-    key, (info, data) = next((key, found) for key, found in server.objects.items() if not key.startswith(".cs-"))
+    key, other = [key for key in server.objects if not key.startswith(".cs-")][:2]
+    info, data = server.objects[key]
     server.objects[key] = (info, bytes(reversed(data)))
     ended = run("migration_verify", "--wait")
     assert ended.code == 10
     assert f"content differs: {key}" in ended.out
-    del server.objects[key]
+    assert "content differs (promised) -> It is a promise again" in ended.out
+    del server.objects[other]
     listed = run("migration_verify", "--wait", "--listing", "--store", "objects", "--json")
-    assert (listed.code, listed.json()["findings"][0]["path"], listed.json()["findings"][0]["problem"]) == (10, key, "missing")
+    assert (listed.code, listed.json()["findings"][0]["path"], listed.json()["findings"][0]["problem"]) == (10, other, "missing")
     queued = run("migration_verify", "--sample", "10", "--json")
     assert (queued.code, queued.json()["state"]) == (0, "Queued")
 

@@ -7,16 +7,18 @@ from dataclasses import replace
 import pytest
 
 from cloudstorage.errors import Unreachable
+from cloudstorage.models import AuditEvent
 from migration import drain, verify
 from migration.models import Verification
-from migration.states import DrainState
+from migration.states import DecommissionState, DrainState
 from stores import tasks
-from stores.models import Kind, Volume
+from stores.models import KINDS, ImageStore, Kind, Volume
 from stores.services import holds, items, journal
 from stores.services.image_stores import driver_for
 from stores.services.scan import scan_store
 from stores.states import RefState
 from tests.fakes.faulty import EVERY, FAULTS, Faults, faults_at, flip
+from tests.migration import retiring
 from tests.migration.under_way import UnderWay, begin
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
@@ -79,6 +81,9 @@ def test_verification_finds_what_a_store_changed_that_lies_only_after_the_canary
     keep_other_bytes(faults)
     assert moving.run_to_end().state == DrainState.FINISHED
     assert findings(moving, Verification.CONTENT) == ["content differs"] * (ITEMS - 2)
+    assert len(moving.ready()) == 2
+    moving.assert_nothing_promised_falsely()
+    moving.assert_readable()
 
 
 def test_nothing_is_missing_nor_foreign_when_the_listing_lags(moving, faults, admin):
@@ -115,3 +120,29 @@ def test_nothing_is_missing_nor_foreign_when_the_listing_lags(moving, faults, ad
     assert findings(moving, Verification.CONTENT) == []
     assert [ref.state for ref in moving.ready()] == [RefState.READY] * (ITEMS - 1)
     moving.assert_nothing_promised_falsely()
+
+
+def test_listing_that_lags_neither_withdraws_anything_nor_stops_a_retirement(region, faults, memory_store, admin):
+    region.volume("kept", "east")
+    doomed = region.volume("doomed", "east")
+    store = retiring.ready_to_retire(region)
+    objects = ImageStore.objects.get(scope="REGION")
+    assert objects.url in FAULTS, "its listings are scripted"
+    former = list(driver_for(objects).list("volumes/"))
+    items.delete_item(actor=admin, kind=Kind.VOLUME, item=doomed)
+    while items.finish_deletes():
+        pass
+    deleted = [info for info in former if info.key not in memory_store.objects]
+    assert len(deleted) == 1
+    faults.lag_listing(lambda key: key.startswith("volumes/"), deleted)
+    assert list(driver_for(objects).list()) == deleted
+    for mode in (Verification.LISTING, Verification.CONTENT):
+        row = Verification.objects.create(store=objects, actor="test", mode=mode)
+        verify.run(row)
+        row.refresh_from_db()
+        assert (row.state, row.findings) == ("Finished", [])
+    retired = retiring.retire(store, admin)
+    assert (retired.state, retired.note) == (DecommissionState.RETIRED, "")
+    states = KINDS[Kind.VOLUME].ref.objects.filter(store=objects).values_list("item__name", "state")
+    assert dict(states) == {"kept": RefState.READY, "doomed": RefState.DESTROYED}
+    assert not AuditEvent.objects.filter(action="ref.disprove").exists()

@@ -84,9 +84,14 @@ def _differences(findings: Sequence[Mapping[str, Any]], count: int) -> list[str]
         f"  {found['problem']}: {found['path']}: expected {found['expected'] or 'nothing'}, is {found['found'] or 'nothing'}"
         for found in findings[:100]
     ]
-    remedies = {found["problem"]: found["remedy"] for found in findings if found.get("remedy")}
+    remedies = {_named(found): found["remedy"] for found in findings if found.get("remedy")}
     lines += [f"  {problem} -> {remedy}" for problem, remedy in sorted(remedies.items())]
     return [*lines, f"{count} differences" if count else "no difference"]
+
+
+def _named(found: Mapping[str, Any]) -> str:
+    """The problem, and what came of it."""
+    return f"{found['problem']} ({found['outcome']})" if found.get("outcome") else str(found["problem"])
 
 
 def _object_store() -> ImageStore:
