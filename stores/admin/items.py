@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib import messages
@@ -19,12 +20,11 @@ from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.console.exports import exported, wanted_form
 from cloudstorage.console.filters import listing
 from cloudstorage.console.forms import confirm
-from cloudstorage.console.pages import action, actor_of, keyset, page, redirect, show
+from cloudstorage.console.pages import Slice, action, actor_of, keyset, page, redirect, show
 from cloudstorage.errors import Invalid, ServiceError
-from cloudstorage.models import AuditEvent
 from stores.admin.chain import family
-from stores.models import KINDS, ImageStore, Kind, Transfer, Zone, heavy
-from stores.services import inventory, items, transfers
+from stores.models import KINDS, ImageStore, Kind, Zone, heavy
+from stores.services import history, inventory, items, transfers
 from stores.services.reasons import reasons
 from stores.services.undelete import undeletable, undelete_item
 from stores.states import LIVE_REF_STATES, PROVEN, RefState
@@ -203,11 +203,11 @@ def item_page(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpRespons
     names = sorted(
         {inventory.relative_name(chip["ref"].install_path, file.path) for chip in chips for file in files.get(chip["ref"].pk, [])}
     )
-    work = Transfer.objects.filter(kind=of, item_id=item.pk).select_related("source", "target", "worker").order_by("-pk")[:10]
     links = family(item) if of == Kind.SNAPSHOT else []
     places = chips_of(of, [link.item.pk for link in links if link.item is not None])
+    before = _moment(request.GET.get("before", ""))
     auditor = actor_of(request).may(ActorRole.AUDITOR)
-    history = AuditEvent.objects.filter(target=f"{of}:{item.uuid}").order_by("-id")[:20] if auditor else None
+    happened = history.timeline(of, item, audit=auditor, before=before)
     return show(
         request,
         "console/item.html",
@@ -218,11 +218,24 @@ def item_page(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpRespons
         names=names,
         chain=[(link, places.get(link.item.pk, []) if link.item else []) for link in links],
         reasons=[] if item.removed else reasons(of, item),
-        transfers=work,
-        history=history,
+        happened=happened.happenings,
+        auditor=auditor,
+        slice=Slice(
+            happened.happenings,
+            f"?{urlencode({'before': happened.before.isoformat()})}#history" if happened.before else "",
+            "?#history" if before else "",
+        ),
         pending=any(chip["state"] == RefState.PROMISED for chip in chips),
         readable=any(chip["state"] == RefState.READY for chip in chips),
     )
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
 
 
 @page("items/<slug:kind>/deleted/", "item_deleted")

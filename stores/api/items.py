@@ -19,7 +19,7 @@ from stores.api.filters import FILTERS, listed, with_refs
 from stores.api.stores import store_of
 from stores.api.transfers import transfer_view
 from stores.models import KINDS, Account, Kind
-from stores.services import items, region, transfers
+from stores.services import history, items, region, transfers
 from stores.services.undelete import undeletable, undelete_item
 from stores.services.uploads import register_upload
 
@@ -129,6 +129,27 @@ def item_views(kind: Kind) -> tuple[Any, Any, Any]:
     title = kind.capitalize()
     Items.__name__, Item.__name__, Ensure.__name__ = f"{title}s", title, f"{title}Ensure"
     return Items, Item, Ensure
+
+
+def history_view(kind: Kind) -> Any:
+    """The view of what happened to an item of a kind."""
+
+    class History(ServiceView):
+        pagination_class = None  # type: ignore[assignment] # by time: an item has no rows of one kind that could be paged by key
+        query = {"GET": shown.HistoryQuery().fields}
+
+        @operation(f"{kind}s_history", parameters=[shown.HistoryQuery], answer=shown.HistoryView)
+        def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
+            """Show what happened to an item, newest first, and to auditors what people did with it; of deleted ones, too."""
+            item = get_object_or_404(KINDS[kind].item, uuid=id)
+            asked = shown.HistoryQuery(data=request.query_params.dict())
+            asked.is_valid(raise_exception=True)
+            before, size = asked.validated_data["before"], asked.validated_data["limit"]
+            found = history.timeline(kind, item, audit=self.actor.may(ActorRole.AUDITOR), before=before, size=size)
+            return Response(shown.HistoryView({"results": found.happenings, "before": found.before}).data)
+
+    History.__name__ = f"{kind.capitalize()}History"
+    return History
 
 
 def trash_views(kind: Kind) -> tuple[Any, Any]:

@@ -427,6 +427,33 @@ class TransferView(Serializer):
         return bool(transfer.priority == 0)
 
 
+class HappeningView(Serializer):
+    """One thing that happened to an item, or was done to it."""
+
+    at = serializers.DateTimeField()
+    what = serializers.CharField()
+    words = serializers.CharField(allow_blank=True)
+    store = serializers.CharField(allow_blank=True, help_text="Name of the store, or from where to where.")
+    worker = serializers.CharField(allow_blank=True)
+    actor = serializers.CharField(allow_blank=True, help_text="Who did it; for auditors.")
+    outcome = serializers.ChoiceField(["done", "failed", "refused"])
+    remedy = serializers.CharField(allow_blank=True)
+
+
+class HistoryView(Serializer):
+    """What happened to an item, newest first."""
+
+    results = HappeningView(many=True)
+    before = serializers.DateTimeField(allow_null=True, help_text="Ask with this for what is older; null where there is nothing.")
+
+
+class HistoryQuery(Body):
+    """Which part of a history is wanted."""
+
+    before = serializers.DateTimeField(required=False, allow_null=True, default=None, help_text="Only what is older.")
+    limit = serializers.IntegerField(required=False, default=50, min_value=1, max_value=200)
+
+
 class CountView(Serializer):
     """How many were affected."""
 

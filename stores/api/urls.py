@@ -6,7 +6,7 @@ from django.urls import path
 
 from stores.api import region, stores, transfers
 from stores.api.content import content_view
-from stores.api.items import item_views, trash_views
+from stores.api.items import history_view, item_views, trash_views
 from stores.models import Kind
 
 urlpatterns = [
@@ -35,6 +35,7 @@ for _kind in Kind:
         path(f"{_kind}s/deleted", _deleted.as_view()),
         path(f"{_kind}s/<uuid:id>", _one.as_view()),
         path(f"{_kind}s/<uuid:id>/ensure", _ensure.as_view()),
+        path(f"{_kind}s/<uuid:id>/history", history_view(_kind).as_view()),
         path(f"{_kind}s/<uuid:id>/undelete", _undelete.as_view()),
         path(f"{_kind}s/<uuid:id>/content", content_view(_kind).as_view()),
     ]

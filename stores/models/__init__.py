@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from stores.models.history import ItemEvent
 from stores.models.image_stores import ImageStore, ImageStoreDetail, heavy
 from stores.models.items import Item, Snapshot, Template, TemplateZoneRef, Volume
 from stores.models.refs import (
@@ -48,6 +49,7 @@ __all__ = [
     "ImageStore",
     "ImageStoreDetail",
     "Item",
+    "ItemEvent",
     "Kind",
     "KindModels",
     "ScanRun",

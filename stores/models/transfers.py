@@ -141,6 +141,8 @@ class Transfer(models.Model):
     """Workers in a row that stopped answering while they ran it."""
     next_attempt_at = models.DateTimeField(db_default=Now())
     worker = models.ForeignKey(Worker, null=True, blank=True, on_delete=models.SET_NULL, related_name="transfers")
+    copied_by = models.ForeignKey(Worker, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", db_index=False)
+    """Whose copy was proven."""
     lease_until = models.DateTimeField(null=True, blank=True)
     epoch = models.PositiveIntegerField(default=0)
     pump = models.PositiveIntegerField(null=True, blank=True)

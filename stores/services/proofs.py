@@ -15,6 +15,7 @@ from stores.drivers.base import ObjectInfo
 from stores.manifest import manifest_sha256
 from stores.models import KINDS, ImageStore, Kind, Transfer
 from stores.services import holds
+from stores.services.history import note_withdrawn
 from stores.services.holds import READABLE
 from stores.services.inventory import keep_hidden, relative_name, transition
 from stores.services.scan.rows import CHANGED, MISSING
@@ -82,6 +83,7 @@ def withdraw(kind: Kind, ref_ids: Collection[int], reason: str) -> list[int]:
     ours = models.ref.objects.filter(Exists(others), pk__in=ref_ids, state__in=READABLE)
     ours = ours.filter(store__scope="REGION", store__role=Role.IMAGE, store__state=StoreState.ATTACHED)
     found = dict(ours.order_by("pk").values_list("pk", "item_id"))
+    note_withdrawn(kind, found, reason)
     models.file.objects.filter(ref__in=found).update(proof="")
     models.ref.objects.filter(pk__in=found).update(
         state=next_state(REF_TRANSITIONS, RefState.READY, RefEvent.PROOF_WITHDRAWN),

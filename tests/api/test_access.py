@@ -57,6 +57,7 @@ MATRIX: dict[tuple[str, str], set[str]] = {
             ("GET", "/<uuid:id>", READ),
             ("DELETE", "/<uuid:id>", ADMIN),
             ("POST", "/<uuid:id>/ensure", OPERATE),
+            ("GET", "/<uuid:id>/history", READ),
             ("GET", "/deleted", READ),
             ("POST", "/<uuid:id>/undelete", ADMIN),
             ("GET", "/<uuid:id>/content", READ),

@@ -184,7 +184,10 @@ def test_failures_of_a_cause_are_tried_again_with_what_failed_behind_them_and_a_
     assert Transfer.objects.filter(state=TransferState.FAILED).count() == 2
     assert api("operator").post(where, {"causes": ["access-denied"]}).json() == {"count": 0}
     trail = AuditEvent.objects.filter(action="drain.retry", actor__startswith="operator", outcome="done").order_by("id")
-    assert [(row.details["count"], row.details["causes"]) for row in trail][1:] == [(2, ["access-denied"]), (0, ["access-denied"])]
+    assert [(row.details["count"], row.details["causes"]) for row in trail][1:] == [
+        (2, ["access-denied"]),
+        (0, ["access-denied"]),
+    ]
 
 
 def test_drain_is_cancelled_and_another_planned(api, cloud):

@@ -6,13 +6,14 @@ import csv
 import html
 import io
 import json
+import re
 
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from stores.admin.chain import family
-from stores.models import KINDS, ImageStore, Kind, Template, Transfer, TransferBatch
+from stores.models import KINDS, ImageStore, ItemEvent, Kind, Template, Transfer, TransferBatch
 from stores.services import items
 from stores.services.reasons import _of, reasons
 from stores.states import LIVE_REF_STATES, Proof, TransferState
@@ -115,6 +116,34 @@ def test_failed_transfers_are_tried_again_and_each_has_its_result(cloud, sign_in
     cloud.drain.batch.__class__.objects.update(open=True)
     Transfer.objects.filter(pk=failed.pk).update(state=TransferState.FAILED)
     assert "It is in the queue again." in text(client.post("/transfers/retry/", chosen))
+
+
+def test_the_page_of_an_item_tells_its_history_and_only_auditors_who_did_what(cloud, sign_in):
+    address = f"/items/snapshot/{cloud.chain[0].uuid}/"
+    sign_in("operator").post(f"{address}ensure/")
+    page = text(sign_in("viewer").get(address))
+    assert "copy planned" in page
+    assert "transfer.ensure" not in page
+    assert "which auditors read" in page
+    page = text(sign_in("auditor").get(address))
+    assert "transfer.ensure" in page
+    assert "operator" in page
+    ItemEvent.objects.bulk_create(
+        ItemEvent(
+            kind="snapshot",
+            item_id=cloud.chain[0].pk,
+            what=f"event {number:03}",
+            at=f"2026-01-01T{number // 60:02}:{number % 60:02}Z",
+        )
+        for number in range(60)
+    )
+    first = sign_in("viewer").get(address)
+    (following,) = re.findall(r'href="([^"]+)" rel="next"', first.content.decode())
+    assert "event 059" in text(first)
+    assert "event 000" not in text(first)
+    second = text(sign_in("viewer").get(address + html.unescape(following).partition("#")[0]))
+    assert "event 059" not in second
+    assert "First page" in second
 
 
 # --- one item --------------------------------------------------------------------------------------------------------------

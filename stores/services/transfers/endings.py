@@ -21,6 +21,7 @@ from stores.drivers.errors import StoreError
 from stores.manifest import manifest_sha256
 from stores.models import KINDS, Kind, Transfer, TransferBatch, TransferUpload
 from stores.services import holds
+from stores.services.history import note_attempt
 from stores.services.inventory import keep_hidden
 from stores.services.once import Once
 from stores.services.transfers.jobs import GOING, MAX_ATTEMPTS, READABLE, Job, install_path_on, lease_end
@@ -124,6 +125,7 @@ def _ended(ids: Collection[int], size: int | None = None, *, proof: Proof) -> tu
         "bytes_done": F("bytes_total") if size is None else size,
         "finished_at": Now(),
         "progress_at": Now(),
+        "copied_by": F("worker"),
         "worker": None,
         "lease_until": None,
         "swept": True,
@@ -311,6 +313,9 @@ def fail(job: Job, error: Exception) -> None:
             error=message[:2000],
             remedy=remedy,
         )
+        if changed and not (outage and attempts & (attempts - 1)):  # an outage meets many items, and each of them many times
+            what = "failed, to be tried again" if event == TransferEvent.RELEASE else "failed"
+            note_attempt(job, what, f"{cause}: {message}", remedy)
         if changed and event == TransferEvent.FAIL:
             fail_descendants([job.transfer.pk])
             begun = models.ref.objects.filter(pk=job.transfer.target_ref_id, state=RefState.CREATING)

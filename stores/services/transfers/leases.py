@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
 from stores.models import KINDS, ImageStore, Kind, StoreFile, Transfer, TransferBatch, TransferUpload
+from stores.services.history import note_lost_workers
 from stores.services.once import Once
 from stores.services.transfers.endings import fail_descendants
 from stores.services.transfers.jobs import MAX_ATTEMPTS, ON_DEMAND, READABLE, Job, install_path_on, lease_end
@@ -266,6 +267,7 @@ def expire_leases() -> int:
             remedy="Look into the workers' logs and the hosts' memory at that time, then retry.",
         )
         fail_descendants(deadly)
+        note_lost_workers(lapsed)
     return len(deadly) + lapsed.update(
         state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.RELEASE),
         worker=None,
