@@ -152,12 +152,12 @@ def _measured(batch: TransferBatch, items: Mapping[str, int]) -> Bottleneck | No
     percent = f"{round(100 * shares[cause])} %"
     if cause == SOURCE:
         slowest = max(by_source, key=lambda pk: by_source[pk]["path.source"] + by_source[pk]["part.source"])
-        return _source(slowest, percent, shares)
+        return _source(slowest, percent, shares, _more(batch, items))
     if cause == LIMIT:
         return _limit(batch, [*by_source], percent, shares)
     if cause in {OURS, DATABASE}:
         return _own(cause, percent, shares)
-    return _far_end(cause, spent, percent, shares, may_raise=items[TransferState.RUNNING] >= batch.concurrency)
+    return _far_end(cause, spent, percent, shares, _more(batch, items))
 
 
 def _busiest_host(pumps: Collection[Claimer]) -> tuple[str, float]:
@@ -169,14 +169,24 @@ def _busiest_host(pumps: Collection[Claimer]) -> tuple[str, float]:
     return max(loads.items(), key=lambda found: found[1], default=("", 0.0))
 
 
-def _source(pk: int, percent: str, shares: Mapping[str, float]) -> Bottleneck:
+def _more(batch: TransferBatch, items: Mapping[str, int]) -> str:
+    """What more copies at once take, where any wait for their turn: a higher limit, or workers that make use of it."""
+    if not items[TransferState.QUEUED]:
+        return ""
+    seated = Transfer.objects.filter(batch=batch, state=TransferState.RUNNING, pump__isnull=False).count()
+    if seated >= batch.concurrency:
+        return "Raise the concurrency if it can bear more at once. "
+    return f"Only {seated} of the {batch.concurrency} copies that may run at once do: if it can bear more, start more workers. "
+
+
+def _source(pk: int, percent: str, shares: Mapping[str, float], more: str) -> Bottleneck:
     store = ImageStore.objects.select_related("zone").only("name", "zone__name").get(pk=pk)
     where = f" ({store.zone.name}'s export)" if store.zone else ""
     return Bottleneck(
         SOURCE,
         f"the source: {store.name}{where}",
         f"Copies waited {percent} of the last minute for what they read from there.",
-        "Look at the load and the network of that file server. More copies at once help only if it can serve them.",
+        f"{more}Look at the load and the network of that file server.",
         shares,
     )
 
@@ -211,8 +221,7 @@ def _limit(batch: TransferBatch, sources: Sequence[int], percent: str, shares: M
     )
 
 
-def _far_end(cause: str, spent: Mapping[str, float], percent: str, shares: Mapping[str, float], *, may_raise: bool) -> Bottleneck:
-    more = "Raise the concurrency if it can bear more requests at once. " if may_raise else ""
+def _far_end(cause: str, spent: Mapping[str, float], percent: str, shares: Mapping[str, float], more: str) -> Bottleneck:
     requests = spent.get("net.requests", 0.0)
     trip = f" A round trip takes {1000 * spent['net.round_trips'] / requests:.1f} ms." if requests else ""
     if cause == NETWORK:

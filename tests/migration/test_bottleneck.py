@@ -81,6 +81,17 @@ def test_the_last_minute_of_the_pumps_tells_it(row, worker, spent, cause, words,
     assert sum(found.shares.values()) == pytest.approx(1, abs=0.02)
 
 
+def test_more_at_once_is_said_to_take_a_higher_limit_or_more_workers(row, worker):
+    running = Transfer.objects.order_by("pk").first()
+    Transfer.objects.filter(pk=running.pk).update(state=TransferState.RUNNING, worker=worker, pump=1, progress_at=Now())
+    measured(row, worker, **SENT, net_on_its_way=5.0)
+    assert told(row).remedy.startswith("Only 1 of the 8 copies that may run at once do: if it can bear more, start more workers.")
+    TransferBatch.objects.update(concurrency=1)
+    assert told(row).remedy.startswith("Raise the concurrency if it can bear more at once.")
+    Transfer.objects.filter(state=TransferState.QUEUED).update(state=TransferState.PROVEN, proof="verified")
+    assert told(row).remedy.startswith("Look at the object store's load")
+
+
 def test_a_host_whose_cpus_are_all_used_is_named(row, worker):
     Transfer.objects.update(state=TransferState.RUNNING, worker=worker, bytes_total=9, progress_at=Now())
     measured(row, worker, path_source=50.0, cpu=60.0)
