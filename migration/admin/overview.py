@@ -65,7 +65,7 @@ def overview(request: HttpRequest) -> HttpResponse:
 
 def _under_way() -> list[dict[str, Any]]:
     """What runs, or waits for a worker or a person, beside a drain; a query for each kind of work."""
-    found = []
+    found: list[dict[str, Any]] = []
     for what, target, rows in (
         ("Scan", "scan", ScanRun.objects.filter(state__in=LIVE_SCAN_STATES)),
         ("Verification", "verification", Verification.objects.filter(state__in=LIVE).exclude(mode=Verification.RETIRE)),
