@@ -14,6 +14,8 @@ from stores.states import Kind
 TEMPLATE_PROPERTIES = "template.properties"
 VOLUME_PROPERTIES = "volume.properties"
 MAX_ID = 2**63 - 1
+_MAX_PATH = 1024
+"""What `*_store_file.path` holds."""
 
 _ROOTS: dict[Kind, tuple[str, ...]] = {
     Kind.TEMPLATE: ("template", "tmpl"),
@@ -63,6 +65,15 @@ def parse(path: str) -> Place | None:
         if len(ids) == 2 and all(_ID.fullmatch(number) and int(number) <= MAX_ID for number in ids) and all(rest):
             return Place(kind, int(ids[0]), int(ids[1]), rest)
     return None
+
+
+def is_storable(path: str) -> bool:
+    """Whether a row can hold the path: text, not too long, without the null character that PostgreSQL refuses."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(path) <= _MAX_PATH and "\0" not in path
 
 
 def install_paths(key: str) -> list[str]:

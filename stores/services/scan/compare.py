@@ -88,14 +88,14 @@ def _compare_page(
 ) -> None:
     paths: dict[Kind, set[str]] = defaultdict(set)
     for info in page:
-        place = layout.parse(info.key)
+        place = _place(info.key)
         if place is not None:
             paths[place.kind] |= set(_candidates(info.key, place.folder))
     known = load(store, {kind: sorted(found) for kind, found in paths.items()})
     strangers = []
     problems: dict[Kind, dict[int, str]] = defaultdict(dict)
     for info in page:
-        place = layout.parse(info.key)
+        place = _place(info.key)
         if place is None:
             if info.key.startswith(_OWN):
                 report.skipped["own"] += 1
@@ -160,6 +160,11 @@ def _judge_strangers(store: ImageStore, driver: StoreDriver, strangers: Sequence
                 report.in_flight.add(info.key, "Its item is on the way to this store.")
             elif driver.exists(info.key):
                 report.orphaned.add(info.key, "No ref knows this object.")
+
+
+def _place(key: str) -> layout.Place | None:
+    """Where an object lies by its key; None where it is no item's, and no row could be asked for such a key."""
+    return layout.parse(key) if layout.is_storable(key) else None
 
 
 def _candidates(key: str, folder: str) -> list[str]:

@@ -12,9 +12,6 @@ from stores.layout import Place
 from stores.services.scan.report import ScanReport
 from stores.states import Kind
 
-_MAX_PATH = 1024
-"""What `*_store_file.path` holds."""
-
 
 @dataclass(slots=True)
 class Folder:
@@ -107,8 +104,4 @@ def _belongs(info: ObjectInfo, place: Place | None, report: ScanReport) -> bool:
 
 
 def _is_storable(key: str, place: Place) -> bool:
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return len(key) <= _MAX_PATH and all(is_plain_name(name) for name in place.rest)
+    return layout.is_storable(key) and all(is_plain_name(name) for name in place.rest)

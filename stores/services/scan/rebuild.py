@@ -75,7 +75,7 @@ class _Rebuild:
         """Objects by install path: they lie side by side in the listing. What no line describes comes as it describes itself."""
         unit: Unit | None = None
         strange: list[ObjectInfo] = []
-        for page in _pages(info for info in self.driver.list(prune=_is_own) if not _is_own(info.key)):
+        for page in _pages(self._listed()):
             lines = self.index.find(path for info in page for path in layout.install_paths(info.key))
             for info in page:
                 line = next((lines[path] for path in layout.install_paths(info.key) if path in lines), None)
@@ -94,6 +94,11 @@ class _Rebuild:
             yield unit
         if strange:
             yield from self._self_described(strange)
+
+    def _listed(self) -> Iterator[ObjectInfo]:
+        """What may be an item's; a key that no row can hold is somebody else's."""
+        listed = self.driver.list(prune=_is_own)
+        return (info for info in listed if layout.is_storable(info.key) and not _is_own(info.key))
 
     # --- objects without a line ------------------------------------------------------------------------------------------
 

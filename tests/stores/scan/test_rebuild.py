@@ -109,6 +109,16 @@ def test_half_an_item_is_not_adopted_when_no_line_tells_how_much_there_should_be
     assert (report.adopted, paths(report.orphaned)) == (0, [path_of(volume)])
 
 
+def test_a_key_that_no_row_can_hold_is_named_and_keeps_nothing_else_from_coming_back(operator, store):
+    volume = told(store)
+    strange = [f"volumes/2/{volume.upstream_id}/\udcff", f"volumes/2/9/{'x' * 200}/{'y' * 200}/{'z' * 200}" + "/w" * 250]
+    for key in strange:
+        driver_for(store).put(key, b"somebody else's", metadata={}, token="")
+    report = scan_store(actor=operator, store=store)
+    assert (report.adopted, report.unknown.count) == (1, 2)
+    assert VOLUME.ref.objects.get(item__uuid=volume.uuid).state == RefState.READY
+
+
 def test_objects_of_another_cloud_are_not_adopted(operator, store):
     volume = factories.make_volume([store], proof=Proof.VERIFIED)
     driver_for(store).put(path_of(volume), b"theirs", metadata=identity_of(volume, uuid.uuid4()), token="")
