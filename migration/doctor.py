@@ -28,6 +28,7 @@ from stores.drivers.errors import StoreError
 from stores.models import KINDS, ImageStore, ImageStoreDetail, Transfer, Worker, WorkerReach, Zone
 from stores.services import holds
 from stores.services.image_stores import driver_for
+from stores.services.probing import within
 from stores.states import LIVE_TRANSFER_STATES, RefState, StoreState, TransferState
 from stores.worker import STUCK_SECONDS
 
@@ -35,6 +36,8 @@ HEARD = timedelta(seconds=30)
 """A worker that lives notes its heartbeat every second."""
 MANY_MESSAGES = 100
 SKEW_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""How long a store may take to answer: on a hung export one would wait for ever, and be told nothing of the rest."""
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -155,7 +158,7 @@ def _queue() -> Iterator[Check]:
 
 
 def _alive() -> Q:
-    return Q(stopped=None, heartbeat__gt=timezone.now() - HEARD)
+    return Q(stopped=None, heartbeat__gt=Now() - HEARD)  # by the clock that wrote it
 
 
 def _workers() -> Iterator[Check]:
@@ -205,7 +208,7 @@ def _stores() -> Iterator[Check]:
 def _store(store: ImageStore) -> Iterator[Check]:
     again = f"manage.py store_check '{store.name}'"
     try:
-        driver_for(store).check()
+        within(ANSWER_SECONDS, store.name, driver_for(store).check)
     except StoreError as error:
         yield Check("stores", "problem", f"{store.name} is not reached from here: {error}", f"{error.remedy} Then: {again}")
         return

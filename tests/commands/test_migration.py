@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -12,7 +13,7 @@ from migration.models import Conversion, Drain, Preflight
 from stores.models import ImageStore, Transfer, Worker, WorkerReach
 from stores.states import TransferState
 from tests.api.test_migration import run as run_drain
-from tests.fakes.memory import server_at
+from tests.fakes.memory import MemoryDriver, server_at
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
 
@@ -154,7 +155,7 @@ def test_drain_obeys_and_refuses_what_its_state_forbids(run, cloud):
 def test_limits_change_what_is_given_only(run, cloud, region):
     ended = run("migration_limits", "--bandwidth", "1.5MiB", "--read-limit", "nfs-east=10M", "--json")
     assert ended.code == 0, ended.err
-    assert ended.json() == {"id": str(cloud.drain.uuid), "concurrency": 8, "bandwidth": 1572864, "window": ""}
+    assert ended.json() == {"id": str(cloud.drain.uuid), "concurrency": 8, "bandwidth": 1572864, "window": "", "time_zone": ""}
     assert ImageStore.objects.get(name="nfs-east").read_limit == 10_000_000
     assert run("migration_limits", "--bandwidth", "none", "--window", "22:00-06:00").code == 0
     assert run("migration_limits", "--window", "always", "--read-limit", "nfs-east=none").code == 0
@@ -251,6 +252,18 @@ def test_doctor_names_the_command_for_each_thing_that_is_wrong(run, cloud, setti
         assert expected in ended.out, expected
     assert "1 ref counts repaired" in run("doctor", "--repair-counts").out
     assert "ref counts: all equal" in run("doctor").out
+
+
+def test_doctor_names_a_store_that_hangs_and_goes_on(run, cloud, monkeypatch):
+    going_on = threading.Event()
+    monkeypatch.setattr("migration.doctor.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(MemoryDriver, "check", lambda _: going_on.wait(20))
+    try:
+        ended = run("doctor")
+    finally:
+        going_on.set()
+    assert "problem  stores: objects is not reached from here: objects has not answered" in ended.out
+    assert "ref counts: all equal" in ended.out
 
 
 def test_doctor_finds_items_that_nobody_could_read(run, cloud):
