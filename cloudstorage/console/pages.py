@@ -252,7 +252,7 @@ class Slice:
 def keyset(request: HttpRequest, rows: Any, *, size: int = 50, newest_first: bool = False) -> Slice:
     """The rows behind `?after=<id>`, by primary key; one query whatever the list's length."""
     after = request.GET.get("after", "")
-    if after.isdigit() and len(after) < 19:
+    if after.isascii() and after.isdigit() and len(after) < 19:
         rows = rows.filter(**{"pk__lt" if newest_first else "pk__gt": int(after)})
     found = list(rows.order_by("-pk" if newest_first else "pk")[: size + 1])
     query = request.GET.copy()

@@ -163,6 +163,6 @@ def _spelled(row: Decommission) -> str:
 
 def _acknowledged(text: str) -> tuple[int, str]:
     count, _, digest = text.partition(":")
-    if not count.isdigit() or not digest:
+    if not (count.isascii() and count.isdigit()) or not digest:
         raise Invalid(f"{text!r} is not COUNT:DIGEST.", remedy="Take it from --status.", field="acknowledge")
     return int(count), digest
