@@ -35,7 +35,11 @@ def command(name: str, *arguments: str) -> Any:
     from django.core.management import call_command
 
     out = io.StringIO()
-    call_command(name, *arguments, "--json", stdout=out, stderr=sys.stderr)
+    try:
+        call_command(name, *arguments, "--json", stdout=out, stderr=sys.stderr)
+    except SystemExit:
+        sys.stderr.write(out.getvalue())  # it says why
+        raise
     text = out.getvalue().strip()
     return json.loads(text) if text else None
 

@@ -35,9 +35,9 @@ _REGION_WIDE = """
         AND id IN (SELECT template_id FROM template_store_ref WHERE store_id = {store} AND state IN ('Ready', 'Hidden'))
 """
 _STORE = """
-    INSERT INTO image_store (uuid, name, image_provider_name, protocol, url, scope, role, state, readonly, created, probe_steps,
-        facts, scan_report)
-    VALUES ({uuid}, 'objects', 'S3', 's3', '', 'REGION', 'Image', 'Attached', false, {now}, '[]', '{{}}', '{{}}') RETURNING id
+    INSERT INTO image_store (uuid, name, image_provider_name, protocol, url, place, scope, role, state, readonly, created,
+        probe_steps, facts, scan_report)
+    VALUES ({uuid}, 'objects', 'S3', 's3', '', '', 'REGION', 'Image', 'Attached', false, {now}, '[]', '{{}}', '{{}}') RETURNING id
 """
 _STAGING = "UPDATE image_store SET role = 'ImageCache' WHERE id = {store}"
 
