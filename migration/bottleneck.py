@@ -45,7 +45,7 @@ def bottleneck(drain: Drain, running: Sequence[Mapping[str, Any]], rate: float, 
     batch = drain.batch
     if drain.state not in {DrainState.CANARY, DrainState.RUNNING}:
         return None
-    if not is_open(batch.window):
+    if not is_open(batch.window, batch.time_zone):
         return Bottleneck(
             WINDOW,
             f"outside its time window {batch.window}",

@@ -19,7 +19,7 @@ from cloudstorage.errors import Blocked, Busy, Conflict
 from cloudstorage.inserting import insert_select
 from migration import standstill, verify
 from migration.findings import READABLE, Finding, details_digest, fingerprint, known_findings, nfs_stores, reachable
-from migration.models import Conversion, ConversionStore, Preflight, Verification
+from migration.models import Conversion, ConversionStore, Draft, Preflight, Verification
 from migration.states import CONVERSION_TRANSITIONS, ConversionEvent, ConversionState
 from stores.models import KINDS, ImageStore, Kind, Template, TemplateStoreRef, TemplateZoneRef, Zone
 from stores.services import image_stores
@@ -371,6 +371,7 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
     zone_refs = _show_in_all_zones(conversion, store, now)
     ImageStore.objects.filter(pk__in=[nfs.pk for nfs in gate.stores]).update(role=Role.IMAGE_CACHE)
     Preflight.objects.exclude(sealed="").update(sealed="")
+    Draft.objects.all().delete()
     conversion.counts = {"promised": promised, "counted": counted, "templates": templates, "zone_refs": zone_refs}
     if any(reused.values()):  # nobody has looked after what is there while the store was detached
         conversion.counts["reused"] = reused

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 from django.db import transaction
 from django.db.models import Count, Q, Sum
@@ -21,13 +21,13 @@ from cloudstorage.errors import Conflict, Invalid
 from cloudstorage.queue import wake
 from migration.bottleneck import Bottleneck, bottleneck
 from migration.models import Conversion, Drain, DrainSample
+from migration.rules import Given, check_rate, checked, of_drain, rules_from
 from migration.states import DRAIN_TRANSITIONS, ConversionState, DrainEvent, DrainState
 from stores.copier import Control, CopyEngine
 from stores.drivers.errors import StoreError
 from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch
 from stores.services import proofs, transfers
 from stores.services.image_stores import driver_for
-from stores.services.windows import parse
 from stores.states import LIVE_TRANSFER_STATES, RefState, TransferState, allowed_events
 from stores.worker import STUCK_SECONDS
 
@@ -44,14 +44,12 @@ def plan(
     actor: Actor,
     conversion: Conversion,
     name: str = "",
-    concurrency: int = 8,
-    bandwidth: int | None = None,
-    window: str = "",
-    canary_items: int = 5,
+    **given: Unpack[Given],
 ) -> Drain:
-    """Create the drain of a conversion with a transfer for every promise; nothing moves before `start`.
+    """Create the drain of a conversion with a transfer for every promise that its rules name; nothing moves before `start`.
 
-    Raises Conflict while another drain of the conversion is live, or when the conversion is not open.
+    Raises Conflict while another drain of the conversion is live, or when the conversion is not open; Invalid or Missing with the
+    rule that is wrong as its field.
     """
     with audited(actor, ActorRole.OPERATOR, "drain.plan", f"conversion:{conversion.uuid}"):
         _refuse_ended(conversion)
@@ -59,15 +57,15 @@ def plan(
             raise Conflict(
                 f"Drain {live.uuid} of this conversion is {live.state}.", remedy="Go on with it, or cancel it and plan again."
             )
-        limits = _checked_limits(concurrency=concurrency, bandwidth=bandwidth, window=window)
+        rules = rules_from(given)
         batch = TransferBatch.objects.create(
-            name=name or f"drain to {conversion.object_store.name}", only_canary=canary_items > 0, **limits
+            name=name or f"drain to {conversion.object_store.name}", only_canary=rules.canary_items > 0, **rules.limits()
         )
-        drain = Drain.objects.create(conversion=conversion, batch=batch, actor=actor.name)
-        planned = transfers.plan_batch(batch, conversion.object_store)
-        if canary_items > 0:
-            _choose_canary(batch, canary_items)
-        record(actor, "drain.plan", f"drain:{drain.uuid}", transfers=planned, **limits)
+        drain = Drain.objects.create(conversion=conversion, batch=batch, actor=actor.name, rules=rules.fixed())
+        planned = transfers.plan_batch(batch, conversion.object_store, rules.scope())
+        if rules.canary_items > 0:
+            _choose_canary(batch, rules.canary_items)
+        record(actor, "drain.plan", f"drain:{drain.uuid}", transfers=planned, **rules.as_json())
         return drain
 
 
@@ -176,19 +174,20 @@ def set_limits(
     concurrency: int = _UNSET,
     bandwidth: int | None = _UNSET,
     window: str = _UNSET,
+    time_zone: str = _UNSET,
     read_limits: Mapping[str, int | None] | None = None,
 ) -> Drain:
     """Change limits while it runs; they bite within one part. `read_limits` maps a store's uuid to bytes per second or None."""
     with audited(actor, ActorRole.OPERATOR, "drain.limits", f"drain:{drain.uuid}"):
-        given = {"concurrency": concurrency, "bandwidth": bandwidth, "window": window}
-        limits = _checked_limits(**{name: value for name, value in given.items() if value is not _UNSET})
+        given = {"concurrency": concurrency, "bandwidth": bandwidth, "window": window, "time_zone": time_zone}
+        limits = checked({name: value for name, value in given.items() if value is not _UNSET})
         changes: dict[str, tuple[object, object]] = {}
         if limits:
             batch = TransferBatch.objects.filter(pk=drain.batch_id)
             changes = {name: (before, limits[name]) for name, before in batch.values(*limits).get().items()}
             batch.update(**limits)
         for uuid, limit in (read_limits or {}).items():
-            _check_positive("read_limits", limit)
+            check_rate("read_limits", limit)
             store = ImageStore.objects.select_for_update().filter(uuid=uuid, removed=None).only("name", "read_limit").first()
             if store is None:
                 raise Invalid(f"There is no store {uuid}.", field="read_limits")
@@ -197,21 +196,6 @@ def set_limits(
         record(actor, "drain.limits", f"drain:{drain.uuid}", changes=changes)
     drain.refresh_from_db()
     return drain
-
-
-def _checked_limits(**limits: Any) -> dict[str, Any]:
-    if "concurrency" in limits and not 1 <= limits["concurrency"] <= 256:
-        raise Invalid("Concurrency is the number of items under way at once, 1 to 256.", field="concurrency")
-    if "bandwidth" in limits:
-        _check_positive("bandwidth", limits["bandwidth"])
-    if limits.get("window"):
-        parse(limits["window"])
-    return limits
-
-
-def _check_positive(field: str, value: int | None) -> None:
-    if value is not None and value <= 0:
-        raise Invalid("A limit is a number of bytes per second above 0; leave it out for no limit.", field=field)
 
 
 def _open(drain: Drain) -> None:
@@ -302,7 +286,7 @@ def _withdraw(drain: Drain, reason: str) -> None:
     }
     for kind, items in again.items():
         proven.filter(kind=kind, item_id__in=items).update(batch=None, canary=False)
-    transfers.plan_batch(batch, target)
+    transfers.plan_batch(batch, target, of_drain(drain).scope())
     for kind, items in again.items():
         Transfer.objects.filter(batch=batch, kind=kind, item_id__in=items).update(canary=True)
 
@@ -343,15 +327,15 @@ def _advance_running(drain: Drain) -> None:
         # Who cancels it was faster, or waits and finds what is planned here: in a closed batch nobody would ever run it.
         if not Drain.objects.select_for_update().filter(pk=drain.pk, state=DrainState.RUNNING).exists():
             return
-        planned = _plan_new_promises(drain.batch, target)
+        planned = _plan_new_promises(drain)
         if planned:
             wake(transfers.PUMP)
             return
         failed = rows.filter(state=TransferState.FAILED).count()
-        unread = (
-            sum(models.ref.objects.filter(store=target, state=RefState.PROMISED).count() for models in KINDS.values()) - failed
-        )
-        note = "Every item is proven."
+        partial = of_drain(drain).partial
+        outside = transfers.outside(drain.batch, target) if partial else 0
+        unread = promised(target)["items"] - failed - outside
+        note = "Every item in its scope is proven." if partial else "Every item is proven."
         if failed:
             note = f"{failed} item{pluralize(failed)} failed; see the errors, mend the cause, then retry."
         elif unread > 0:
@@ -359,21 +343,35 @@ def _advance_running(drain: Drain) -> None:
                 f"No attached store has a readable copy of {unread} promised item{pluralize(unread)}; "
                 "scan the exports that should have them."
             )
+        if outside:
+            note += f" {outside} item{pluralize(outside)} outside of its scope are still on NFS: plan another drain for them."
         moved = _advance_state(drain, DrainEvent.FINISH, note=note, finished_at=timezone.now())
         TransferBatch.objects.filter(pk=moved.batch_id).update(open=False)
         record(SYSTEM, "drain.finish", f"drain:{drain.uuid}", changes=_state_of(moved), failed=failed)
     _sample(moved, force=True)
 
 
-def _plan_new_promises(batch: TransferBatch, target: ImageStore) -> int:
-    """Promises that are not under way: made since the plan (work begun before the conversion, foreign writes), or asked for on
-    demand and failed; not those that failed in this batch."""
-    for kind, models in KINDS.items():
+def _plan_new_promises(drain: Drain) -> int:
+    """Promises in its scope that are not under way: made since the plan (work begun before the conversion, foreign writes), or
+    asked for on demand and failed; not those that failed in this batch."""
+    batch, target, scope = drain.batch, drain.conversion.object_store, of_drain(drain).scope()
+    for kind in scope.kinds:
         handled = Transfer.objects.filter(transfers.handled(batch), kind=kind, target=target)
-        new = models.ref.objects.filter(store=target, state=RefState.PROMISED).exclude(item_id__in=handled.values("item_id"))
+        new = KINDS[kind].ref.objects.filter(store=target, state=RefState.PROMISED).exclude(item_id__in=handled.values("item_id"))
         if new.exists():
-            return transfers.plan_batch(batch, target)
+            return transfers.plan_batch(batch, target, scope)
     return 0
+
+
+def promised(target: ImageStore) -> dict[str, int]:
+    """Items and bytes that are promised on the object store and not there yet, whichever drain is to move them."""
+    found = {"items": 0, "bytes": 0}
+    for models in KINDS.values():
+        rows = models.ref.objects.filter(store=target, state=RefState.PROMISED)
+        counted = rows.aggregate(n=Count("pk"), size=Sum("size"))
+        found["items"] += counted["n"]
+        found["bytes"] += counted["size"] or 0
+    return found
 
 
 def _sample(drain: Drain, *, force: bool = False) -> None:
@@ -484,6 +482,7 @@ def progress(drain: Drain) -> Progress:
             "concurrency": drain.batch.concurrency,
             "bandwidth": drain.batch.bandwidth,
             "window": drain.batch.window,
+            "time_zone": drain.batch.time_zone,
         },
     )
 
@@ -602,6 +601,7 @@ __all__ = [
     "pause",
     "plan",
     "progress",
+    "promised",
     "resume",
     "retry_failed",
     "set_limits",

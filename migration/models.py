@@ -16,6 +16,8 @@ from stores.models import ImageStore, TransferBatch
 class Preflight(models.Model):
     """A stored report of what a conversion would meet, with the fingerprint of what it saw."""
 
+    PLAN, START = "plan", "start"
+
     id = models.BigAutoField(primary_key=True)
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     created = models.DateTimeField(default=timezone.now)
@@ -38,6 +40,10 @@ class Preflight(models.Model):
     warnings = models.PositiveIntegerField(default=0)
     error = models.TextField(blank=True, default="")
     """Why it ended without a report, for people."""
+    rules = models.JSONField(default=dict, blank=True)
+    """Of the drain that is to follow the conversion, as `rules.of` reads them."""
+    then = models.CharField(max_length=8, choices=[(then, then) for then in (PLAN, START)], blank=True, default="")
+    """What follows the conversion at once; empty = nothing."""
 
     class Meta:
         ordering: ClassVar = ["-id"]
@@ -45,6 +51,27 @@ class Preflight(models.Model):
 
     def __str__(self) -> str:
         return f"preflight {self.uuid} of {self.created:%Y-%m-%d %H:%M}"
+
+
+class Draft(models.Model):
+    """What somebody has entered on the way to a conversion, so that it survives the browser; one for each person."""
+
+    id = models.BigAutoField(primary_key=True)
+    actor = models.CharField(max_length=255, unique=True)
+    provider = models.CharField(max_length=255)
+    sealed = models.TextField(editable=False)
+    """The entries of the first step as JSON, encrypted with the key ring: secrets are among them."""
+    step = models.PositiveSmallIntegerField(default=1)
+    """Where they were last: object store, rules, preflight, review."""
+    preflight = models.ForeignKey(Preflight, null=True, blank=True, on_delete=models.SET_NULL, related_name="drafts")
+    """It keeps the rules; null before the object store was entered to the end."""
+    updated = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+
+    def __str__(self) -> str:
+        return f"draft of {self.actor}"
 
 
 class Conversion(models.Model):
@@ -140,6 +167,8 @@ class Drain(models.Model):
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     conversion = models.ForeignKey(Conversion, on_delete=models.PROTECT, related_name="drains")
     batch = models.OneToOneField(TransferBatch, on_delete=models.PROTECT, related_name="drain")
+    rules = models.JSONField(default=dict, blank=True)
+    """What it moves and how, as `rules.of` reads them; its limits are the batch's."""
     state = models.CharField(max_length=16, choices=[(state, state) for state in DrainState], default=DrainState.PLANNED)
     actor = models.CharField(max_length=255)
     created = models.DateTimeField(default=timezone.now)

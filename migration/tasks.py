@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from cloudstorage.errors import Conflict
-from migration import decommission, drain, preflight, rollback, verify
+from migration import decommission, drafts, drain, preflight, rollback, verify
 from migration.models import Decommission, Verification
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ def advance_drains() -> None:
             log.exception("drain %s could not be advanced; its next turn comes by itself", row.uuid)
     verify.resume_abandoned()
     preflight.wake_forgotten()
+    drafts.expire()
 
 
 def advance_rollbacks() -> None:

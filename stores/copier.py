@@ -52,6 +52,8 @@ class FileToCopy:
     sha256: str = ""
     perhaps_there: bool = False
     """An earlier attempt may have written it and died before anybody knew."""
+    read_back: bool = False
+    """It is fetched and hashed again whatever the target says of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +260,8 @@ class CopyEngine:
             self._discard(target, file.target_key, control)
             raise Corrupt(f"{file.target_key} has {stored.size} bytes on the store; {reader.size} were sent.")
         with spending(TARGET):
-            proof = stored.proof or self._read_back(target, file.target_key, sha256, control)
+            attested = None if file.read_back else stored.proof
+            proof = attested or self._read_back(target, file.target_key, sha256, control)
         return CopiedFile(
             source_key=file.source_key,
             target_key=file.target_key,

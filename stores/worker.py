@@ -479,7 +479,9 @@ class Pump:
         again = job.epoch > 1 and not job.disproven
         try:
             files = [
-                FileToCopy(file.path, job.target_key(file.path), file.size, file.version, file.sha256, again)
+                FileToCopy(
+                    file.path, job.target_key(file.path), file.size, file.version, file.sha256, again, job.transfer.read_back
+                )
                 for file in job.files
             ]
             return self._engine.copy_item(
@@ -541,7 +543,7 @@ class Pump:
             batch = batches.get(batch_id)
             if batch is None or priority == transfers.ON_DEMAND:
                 continue
-            if not (batch.open and is_open(batch.window)):
+            if not (batch.open and is_open(batch.window, batch.time_zone)):
                 running.control.stop("paused")
             elif ours.batches[batch_id] > batch.concurrency:
                 running.control.stop("concurrency was lowered")
@@ -733,4 +735,5 @@ def _recorded(row: TransferUpload) -> RecordedUpload:
 
 def open_batches() -> list[int]:
     """The batches that may run now: open, and inside their window."""
-    return [batch.pk for batch in TransferBatch.objects.filter(open=True).order_by("pk") if is_open(batch.window)]
+    batches = TransferBatch.objects.filter(open=True).order_by("pk")
+    return [batch.pk for batch in batches if is_open(batch.window, batch.time_zone)]

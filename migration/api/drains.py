@@ -65,9 +65,12 @@ class Drains(PagedView):
 
     @operation("drains_create", body=DrainBody, status=201, answer=DrainDetailView)
     def post(self, request: Request) -> Response:
-        """Plan a drain: a transfer for every promise. Nothing moves before it is started."""
+        """Plan a drain: a transfer for every promise in its scope. Nothing moves before it is started."""
         given = self.body(DrainBody)
+        begin = given.pop("start")
         row = drain.plan(actor=self.actor, **(given | {"conversion": _conversion(given["conversion"])}))
+        if begin:
+            row = drain.start(actor=self.actor, drain=row)
         return Response(_detail(row), status=201, headers={"Location": f"/api/v1/drains/{row.uuid}"})
 
 

@@ -9,6 +9,7 @@ from rest_framework import serializers
 from cloudstorage.rest.views import Body, Serializer
 from migration.bottleneck import CAUSES
 from migration.models import Conversion, Drain, Verification
+from migration.rules import DEFAULT, VERIFICATIONS, of_drain
 from migration.states import (
     CONVERSION_TRANSITIONS,
     DRAIN_TRANSITIONS,
@@ -17,6 +18,8 @@ from migration.states import (
     VerificationState,
 )
 from stores.api.serializers import DetailsField, Named
+from stores.models import Kind
+from stores.services.transfers import Order
 from stores.states import allowed_events
 
 
@@ -98,6 +101,25 @@ class ConversionView(Serializer):
         return list(allowed_events(CONVERSION_TRANSITIONS, ConversionState(conversion.state)))
 
 
+_WINDOW = "When it may run: 22:00-06:00, or Mon-Fri 22:00-06:00; Sat,Sun 00:00-24:00. Empty = always."
+_TIME_ZONE = "Of the windows, which go by the clock on the wall there: Europe/Berlin. Empty = the installation's."
+_ZONES = "Ids or names: only what has a copy in one of them, and the snapshots that it builds on. Empty = all."
+
+
+class RulesView(Serializer):
+    """What a drain moves and how, from its plan to its end."""
+
+    zones = serializers.ListField(child=serializers.CharField(), help_text="Names; empty = all.")
+    kinds = serializers.ListField(child=serializers.ChoiceField(list(Kind)), help_text="Empty = all.")
+    order = serializers.ChoiceField(list(Order))
+    verification = serializers.ChoiceField(list(VERIFICATIONS), help_text="What makes a copy count as proven.")
+    canary_items = serializers.IntegerField()
+
+    def to_representation(self, instance: Drain) -> dict[str, Any]:
+        """As they were planned."""
+        return of_drain(instance).fixed()
+
+
 class DrainView(Serializer):
     """Moving every item off the staging stores."""
 
@@ -118,7 +140,9 @@ class DrainView(Serializer):
     bandwidth = serializers.IntegerField(
         source="batch.bandwidth", allow_null=True, help_text="Bytes per second; null = no limit."
     )
-    window = serializers.CharField(source="batch.window", allow_blank=True, help_text="HH:MM-HH:MM; empty = always.")
+    window = serializers.CharField(source="batch.window", allow_blank=True, help_text=_WINDOW)
+    time_zone = serializers.CharField(source="batch.time_zone", allow_blank=True, help_text=_TIME_ZONE)
+    rules = RulesView(source="*")
 
     def get_allowed_actions(self, drain: Drain) -> list[str]:
         """What the state table allows."""
@@ -185,10 +209,18 @@ class DrainBody(Body):
 
     conversion = serializers.UUIDField(required=False, allow_null=True, default=None, help_text="Default: the open one.")
     name = serializers.CharField(required=False, allow_blank=True, default="")
-    concurrency = serializers.IntegerField(required=False, default=8)
+    zones = serializers.ListField(child=serializers.CharField(), required=False, default=list, help_text=_ZONES)
+    kinds = serializers.ListField(
+        child=serializers.ChoiceField(list(Kind)), required=False, default=list, help_text="Empty = all."
+    )
+    order = serializers.ChoiceField(list(Order), required=False, default=str(DEFAULT.order))
+    verification = serializers.ChoiceField(list(VERIFICATIONS), required=False, default=DEFAULT.verification)
+    canary_items = serializers.IntegerField(required=False, default=DEFAULT.canary_items, min_value=0)
+    concurrency = serializers.IntegerField(required=False, default=DEFAULT.concurrency)
     bandwidth = serializers.IntegerField(required=False, allow_null=True, default=None, help_text="Bytes per second.")
-    window = serializers.CharField(required=False, allow_blank=True, default="")
-    canary_items = serializers.IntegerField(required=False, default=5, min_value=0)
+    window = serializers.CharField(required=False, allow_blank=True, default="", help_text=_WINDOW)
+    time_zone = serializers.CharField(required=False, allow_blank=True, default="", help_text=_TIME_ZONE)
+    start = serializers.BooleanField(required=False, default=False, help_text="Start it at once.")
 
 
 class LimitsBody(Body):
@@ -196,7 +228,8 @@ class LimitsBody(Body):
 
     concurrency = serializers.IntegerField(required=False)
     bandwidth = serializers.IntegerField(required=False, allow_null=True)
-    window = serializers.CharField(required=False, allow_blank=True)
+    window = serializers.CharField(required=False, allow_blank=True, help_text=_WINDOW)
+    time_zone = serializers.CharField(required=False, allow_blank=True, help_text=_TIME_ZONE)
     read_limits = serializers.DictField(
         child=serializers.IntegerField(allow_null=True), required=False, help_text="Bytes per second by id of a source store."
     )

@@ -104,7 +104,9 @@ class TransferBatch(models.Model):
     bandwidth = models.BigIntegerField(null=True, blank=True)
     """Bytes per second over all workers; null = no limit."""
     window = models.CharField(max_length=255, blank=True, default="")
-    """`HH:MM-HH:MM` in CLOUDSTORAGE_TIME_ZONE during which it may run (may cross midnight); empty = always."""
+    """When it may run, as `services/windows` reads it: `Mon-Fri 22:00-06:00; Sat,Sun 00:00-24:00`; empty = always."""
+    time_zone = models.CharField(max_length=64, blank=True, default="", db_default="")
+    """By whose clock the windows go: a name of the IANA database; empty = CLOUDSTORAGE_TIME_ZONE."""
 
     def __str__(self) -> str:
         return self.name
@@ -132,6 +134,8 @@ class Transfer(models.Model):
     priority = models.SmallIntegerField(default=10)
     """0 = on demand, 10 = drain; lower goes first."""
     canary = models.BooleanField(default=False)
+    read_back = models.BooleanField(default=False, db_default=False)
+    """Its copy is fetched and hashed again before it counts as proven, whatever the target says of it."""
     state = models.CharField(max_length=16, choices=[(state, state) for state in TransferState], default=TransferState.QUEUED)
 
     attempts = models.PositiveIntegerField(default=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from stores.models import KINDS, ImageStore, Item, Kind, TemplateZoneRef, Transfer
 from stores.services.holds import READABLE
-from stores.services.windows import is_open
+from stores.services.windows import is_open, schedule
 from stores.states import LIVE_REF_STATES, Proof, RefState, Role, TransferState
 
 STORES_SHOWN = 40
@@ -100,8 +100,8 @@ def _under_way(copy: Transfer | None) -> str:
         return f"Its copy failed: {copy.error} {copy.remedy}".strip()
     if copy.state == TransferState.QUEUED and copy.batch is not None and not copy.batch.open:
         return f"Its copy waits, for {copy.batch.name} is not running."
-    if copy.state == TransferState.QUEUED and copy.batch is not None and not is_open(copy.batch.window):
-        return f"Its copy waits for the time window {copy.batch.window}."
+    if copy.state == TransferState.QUEUED and copy.batch is not None and not is_open(copy.batch.window, copy.batch.time_zone):
+        return f"Its copy waits for the time window {schedule(copy.batch.window, copy.batch.time_zone)}."
     return _COPYING[TransferState(copy.state)]
 
 

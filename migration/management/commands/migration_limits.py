@@ -21,7 +21,8 @@ class Command(DrainCommand):
         super().add_own_arguments(parser)
         parser.add_argument("--concurrency", type=int, help="items under way at once")
         parser.add_argument("--bandwidth", help="bytes per second, such as 100M; none = no limit")
-        parser.add_argument("--window", help="HH:MM-HH:MM during which it may run; always = no window")
+        parser.add_argument("--window", help="22:00-06:00, or Mon-Fri 22:00-06:00; Sat,Sun 00:00-24:00; always = no window")
+        parser.add_argument("--time-zone", help="by whose clock the windows go, such as Europe/Berlin")
         parser.add_argument(
             "--read-limit", action="append", default=[], metavar="STORE=BYTES", help="bytes per second read from one store"
         )
@@ -34,10 +35,12 @@ class Command(DrainCommand):
             given["bandwidth"] = bytes_from(options["bandwidth"], "bandwidth")
         if options["window"] is not None:
             given["window"] = "" if options["window"] == "always" else options["window"]
+        if options["time_zone"] is not None:
+            given["time_zone"] = options["time_zone"]
         if options["read_limit"]:
             given["read_limits"] = dict(map(_read_limit, options["read_limit"]))
         if not given:
-            raise Invalid("No limit is given.", remedy="Give --concurrency, --bandwidth, --window or --read-limit.")
+            raise Invalid("No limit is given.", remedy="Give --concurrency, --bandwidth, --window, --time-zone or --read-limit.")
         row = drain.set_limits(actor=actor, drain=self.drain(options), **given)
         limits = drain.progress(row).limits
         told = ", ".join(f"{name} {'none' if value in {None, ''} else value}" for name, value in limits.items())

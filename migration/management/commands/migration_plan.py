@@ -11,6 +11,8 @@ from cloudstorage.commands import ServiceCommand, bytes_from, human_bytes
 from cloudstorage.errors import Conflict
 from migration import drain
 from migration.conversion import open_conversion
+from migration.rules import DEFAULT, of_drain
+from stores.services.transfers import Order
 
 
 class Command(ServiceCommand):
@@ -18,10 +20,23 @@ class Command(ServiceCommand):
 
     def add_own_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--name", default="")
-        parser.add_argument("--concurrency", type=int, default=8, help="items under way at once (default 8)")
+        parser.add_argument("--zone", action="append", default=[], dest="zones", help="only what has a copy there; repeatable")
+        parser.add_argument("--kind", action="append", default=[], dest="kinds", help="template, snapshot, volume; repeatable")
+        parser.add_argument("--order", default=DEFAULT.order, help=f"{', '.join(Order)} (default {DEFAULT.order})")
+        parser.add_argument(
+            "--verification",
+            default=DEFAULT.verification,
+            help="server: its own checks; read-back: every object is read again too",
+        )
+        parser.add_argument(
+            "--canary-items", type=int, default=DEFAULT.canary_items, help="items that are copied and read back before the rest"
+        )
+        parser.add_argument("--concurrency", type=int, default=DEFAULT.concurrency, help="items under way at once (default 8)")
         parser.add_argument("--bandwidth", default="none", help="bytes per second, such as 100M (default: no limit)")
-        parser.add_argument("--window", default="", help="HH:MM-HH:MM during which it may run (default: always)")
-        parser.add_argument("--canary-items", type=int, default=5, help="items that are copied and read back before the rest")
+        parser.add_argument(
+            "--window", default="", help="when it may run: 22:00-06:00, or Mon-Fri 22:00-06:00; Sat,Sun 00:00-24:00"
+        )
+        parser.add_argument("--time-zone", default="", help="by whose clock the windows go, such as Europe/Berlin")
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
         conversion = open_conversion()
@@ -31,13 +46,21 @@ class Command(ServiceCommand):
             actor=actor,
             conversion=conversion,
             name=options["name"],
+            zones=options["zones"],
+            kinds=options["kinds"],
+            order=options["order"],
+            verification=options["verification"],
+            canary_items=options["canary_items"],
             concurrency=options["concurrency"],
             bandwidth=bytes_from(options["bandwidth"], "bandwidth"),
             window=options["window"],
-            canary_items=options["canary_items"],
+            time_zone=options["time_zone"],
         )
         found = drain.progress(row)
         size = human_bytes(found.bytes["total"])
-        text = f"drain {row.uuid} planned: {found.items['total']} items, {size}\n-> migration_start begins it"
-        self.say(text, {"id": row.uuid, "state": row.state, "items": found.items["total"], "bytes": found.bytes["total"]})
+        rules = of_drain(row)
+        lines = [f"drain {row.uuid} planned: {found.items['total']} items, {size}"]
+        lines += [f"  {about:<10} {words}" for about, words in rules.words()]
+        told = {"id": row.uuid, "state": row.state, "items": found.items["total"], "bytes": found.bytes["total"]}
+        self.say("\n".join([*lines, "-> migration_start begins it"]), told | {"rules": rules.as_json()})
         return None

@@ -15,12 +15,15 @@ from stores.services.transfers.endings import (
 from stores.services.transfers.jobs import BACKGROUND, MAX_ATTEMPTS, ON_DEMAND, PUMP, READABLE, Job, install_path_on
 from stores.services.transfers.leases import Lease, claim, expire_leases, release, renew, waits_for
 from stores.services.transfers.planning import (
+    Order,
+    Scope,
     Wanted,
     cancel_batch,
     cancel_overtaken,
     choose_other_sources,
     ensure,
     handled,
+    outside,
     plan_batch,
     plan_copies,
     retry,
@@ -36,6 +39,8 @@ __all__ = [
     "READABLE",
     "Job",
     "Lease",
+    "Order",
+    "Scope",
     "Wanted",
     "cancel_batch",
     "cancel_live",
@@ -55,6 +60,7 @@ __all__ = [
     "lease_for_sweep",
     "mark_unswept",
     "open_batch",
+    "outside",
     "plan_batch",
     "plan_copies",
     "prove",

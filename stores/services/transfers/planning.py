@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from django.db import IntegrityError, transaction
 from django.db.models import Case, CharField, Exists, F, FilteredRelation, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models.expressions import OrderBy
 from django.db.models.functions import Now
 
 from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.audit import audited, record
 from cloudstorage.errors import Conflict, Missing
-from cloudstorage.inserting import NewUUID, insert_select
+from cloudstorage.inserting import NewUUID, Ordered, insert_ordered
 from cloudstorage.queue import wake
 from stores.models import KINDS, ImageStore, Item, Kind, Transfer, TransferBatch
 from stores.services.inventory import readable_copies
@@ -170,45 +172,99 @@ def handled(batch: TransferBatch) -> Q:
     return Q(state__in=LIVE_TRANSFER_STATES) | Q(state=TransferState.FAILED, batch=batch)
 
 
-def plan_batch(batch: TransferBatch, target: ImageStore) -> int:
-    """Create a transfer for every promise on `target` that has none under way; returns how many.
+class Order(StrEnum):
+    """In which order transfers are planned, and so claimed, but for parents, which come before their children."""
 
-    Set-based, one statement per kind and no row in Python; a chain's members are Blocked behind their parent's transfer. What
-    somebody asks for at the same moment is left to that one. The caller owns the transaction.
+    PLANNED = "planned"
+    SMALLEST = "smallest"
+    LARGEST = "largest"
+    NEWEST = "newest"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which promises a batch is to keep, in which order, and whether each copy is read back."""
+
+    kinds: tuple[Kind, ...] = tuple(KINDS)
+    zones: tuple[int, ...] | None = None
+    """Only what has a copy in one of these, and the snapshots that it builds on; None = wherever it is."""
+    order: Order = Order.PLANNED
+    read_back: bool = False
+
+
+EVERYTHING = Scope()
+_RANKS: dict[Order, tuple[OrderBy, ...]] = {
+    Order.PLANNED: (),
+    Order.SMALLEST: (F("size").asc(),),
+    Order.LARGEST: (F("size").desc(),),
+    Order.NEWEST: (F("item__created").desc(),),
+}
+"""By what the items of all kinds together are ordered, before their kind and the promise's id."""
+
+
+def plan_batch(batch: TransferBatch, target: ImageStore, scope: Scope = EVERYTHING) -> int:
+    """Create a transfer for every promise on `target` in the scope that has none under way; returns how many.
+
+    Set-based, no row in Python; a chain's members are Blocked behind their parent's transfer. What somebody asks for at the same
+    moment is left to that one. The caller owns the transaction.
     """
-    planned = 0
-    for kind, models in KINDS.items():
-        copies = models.ref.objects.filter(state__in=READABLE, store__state=StoreState.ATTACHED).exclude(store=target)
-        older = copies.filter(item=OuterRef("item"), pk__lt=OuterRef("pk"))
-        here = Q(item__refs__store=target, item__refs__state=RefState.PROMISED)
-        going = Transfer.objects.filter(handled(batch), kind=kind, target=target, item_id=OuterRef("item_id"))
-        missing = (
-            copies.alias(promise=FilteredRelation("item__refs", condition=here))
-            .filter(~Exists(older), ~Exists(going), promise__isnull=False)
-            .order_by("promise__id")
-        )
-        values: dict[str, object] = {
-            "uuid": NewUUID(),
-            "kind": kind,
-            "item_id": F("item_id"),
-            "source": F("store_id"),
-            "target": target.pk,
-            "source_ref_id": F("pk"),
-            "target_ref_id": F("promise__id"),
-            "batch": batch.pk,
-            "priority": BACKGROUND,
-            "state": TransferState.QUEUED,
-            "next_attempt_at": Now(),
-            "created": Now(),
-            "bytes_total": F("size"),
-        }
-        if kind == Kind.SNAPSHOT:
-            behind = Value(TransferState.BLOCKED, output_field=CharField())
-            free = Value(TransferState.QUEUED, output_field=CharField())
-            values |= {"depth": F("item__depth"), "state": Case(When(item__depth__gt=0, then=behind), default=free)}
-        planned += insert_select(Transfer, missing, values, or_nothing=True)
+    planned = insert_ordered(Transfer, [_missing(batch, target, kind, scope) for kind in scope.kinds], or_nothing=True)
+    if scope.zones is not None and Kind.SNAPSHOT in scope.kinds:
+        planned += _plan_ancestors(batch, target, replace(scope, zones=None))
     _link_parents(target)
     return planned
+
+
+def _plan_ancestors(batch: TransferBatch, target: ImageStore, everywhere: Scope) -> int:
+    """What planned snapshots build on and only other zones have: without it they would be of no use. One generation at a time."""
+    planned = 0
+    mine = Transfer.objects.filter(batch=batch, kind=Kind.SNAPSHOT, state=TransferState.BLOCKED, parent=None)
+    children = KINDS[Kind.SNAPSHOT].item.objects.filter(parent=OuterRef("item_id"), pk__in=mine.values("item_id"))
+    missing = _missing(batch, target, Kind.SNAPSHOT, everywhere)
+    missing = replace(missing, rows=missing.rows.filter(Exists(children)))
+    while more := insert_ordered(Transfer, [missing], or_nothing=True):
+        planned += more
+    return planned
+
+
+def outside(batch: TransferBatch, target: ImageStore) -> int:
+    """How many promises on `target` can be kept from a readable copy, and are neither under way nor failed in this batch."""
+    return sum(_missing(batch, target, kind, EVERYTHING).rows.count() for kind in KINDS)
+
+
+def _missing(batch: TransferBatch, target: ImageStore, kind: Kind, scope: Scope) -> Ordered:
+    """The copies from which promises are to be kept that nobody keeps yet, one for each, and the transfers' values."""
+    copies = KINDS[kind].ref.objects.filter(state__in=READABLE, store__state=StoreState.ATTACHED).exclude(store=target)
+    if scope.zones is not None:
+        copies = copies.filter(store__zone__in=scope.zones)
+    older = copies.filter(item=OuterRef("item"), pk__lt=OuterRef("pk"))
+    here = Q(item__refs__store=target, item__refs__state=RefState.PROMISED)
+    going = Transfer.objects.filter(handled(batch), kind=kind, target=target, item_id=OuterRef("item_id"))
+    missing = copies.alias(promise=FilteredRelation("item__refs", condition=here)).filter(
+        ~Exists(older), ~Exists(going), promise__isnull=False
+    )
+    values: dict[str, object] = {
+        "uuid": NewUUID(),
+        "kind": kind,
+        "item_id": F("item_id"),
+        "source": F("store_id"),
+        "target": target.pk,
+        "source_ref_id": F("pk"),
+        "target_ref_id": F("promise__id"),
+        "batch": batch.pk,
+        "priority": BACKGROUND,
+        "read_back": scope.read_back,
+        "state": TransferState.QUEUED,
+        "next_attempt_at": Now(),
+        "created": Now(),
+        "bytes_total": F("size"),
+    }
+    if kind == Kind.SNAPSHOT:
+        behind = Value(TransferState.BLOCKED, output_field=CharField())
+        free = Value(TransferState.QUEUED, output_field=CharField())
+        values |= {"depth": F("item__depth"), "state": Case(When(item__depth__gt=0, then=behind), default=free)}
+    ranks = (*_RANKS[scope.order], Value(list(Kind).index(kind)).asc(), F("promise__id").asc())
+    return Ordered(missing, values, ranks)
 
 
 @dataclass(frozen=True, slots=True)
