@@ -16,8 +16,9 @@ from cloudstorage.errors import ServiceError
 from migration import drain as drains
 from migration import homeward
 from migration.admin.chart import draw
-from migration.admin.conversions import limit_fields, whole_number
+from migration.admin.rules import as_entered, limit_fields, limits_entered
 from migration.models import Drain
+from migration.rules import of_drain
 from migration.states import ConversionState, DrainEvent, DrainState
 from stores.models import ImageStore
 
@@ -42,6 +43,7 @@ def drain_of(number: uuid.UUID) -> Drain:
 
 def _live(row: Drain, request: HttpRequest) -> dict[str, Any]:
     now = drains.progress(row)
+    batch = {"items": now.items["total"] - now.items["proven"], "bytes": now.bytes["total"] - now.bytes["proven"]}
     may = actor_of(request).may(ActorRole.OPERATOR)
     buttons = [BUTTONS[event] for event in now.allowed if event in BUTTONS and (event != DrainEvent.RETRY or now.items["failed"])]
     return {
@@ -50,7 +52,7 @@ def _live(row: Drain, request: HttpRequest) -> dict[str, Any]:
         "running": now.state in LIVE,
         "buttons": buttons if may else [],
         "can_retry": may and DrainEvent.RETRY in now.allowed,
-        "on_nfs": {"items": now.items["total"] - now.items["proven"], "bytes": now.bytes["total"] - now.bytes["proven"]},
+        "on_nfs": drains.promised(row.conversion.object_store) if of_drain(row).partial else batch,
         "can_cancel": may and DrainEvent.CANCEL in now.allowed,
         "end": drains.expected_end(now),
         "chart": draw(drains.history(row, points=120), now.bytes["total"]),
@@ -64,14 +66,15 @@ def drain_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """Proven, copied, remaining; who works on what; what failed and why."""
     row = drain_of(number)
     context = _live(row, request)
-    limits = {"concurrency": row.batch.concurrency, "bandwidth": row.batch.bandwidth or "", "window": row.batch.window}
+    rules = of_drain(row)
     sources = ImageStore.objects.filter(conversion_stores__conversion=row.conversion_id).distinct()[:50]
     read = [_read_field(store) for store in sources.only("uuid", "name", "read_limit")]
     return show(
         request,
         "console/drain.html",
         title=row.batch.name,
-        fields=[*filled(limit_fields(), limits), *read],
+        fields=[*filled(limit_fields(), as_entered(rules)), *read],
+        rules=rules.words(),
         samples=drains.history(row, points=12),
         away=homeward.away(row.conversion) if row.conversion.state == ConversionState.CONVERTED else None,
         **context,
@@ -157,7 +160,7 @@ def limits(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     row = drain_of(number)
     sources = ImageStore.objects.filter(conversion_stores__conversion=row.conversion_id).distinct()[:50]
     fields = [*limit_fields(), *(_read_field(store) for store in sources.only("uuid", "name", "read_limit"))]
-    present = {"concurrency": row.batch.concurrency, "bandwidth": row.batch.bandwidth or "", "window": row.batch.window}
+    present = as_entered(of_drain(row))
     error: ServiceError | None = None
     if request.method == "POST":
         try:
@@ -165,9 +168,7 @@ def limits(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
             drains.set_limits(
                 actor=actor_of(request),
                 drain=row,
-                concurrency=whole_number(given.get("concurrency", ""), "concurrency"),
-                bandwidth=bytes_from(given.get("bandwidth", "").strip() or "none", "bandwidth"),
-                window=given.get("window", "").strip(),
+                **limits_entered(given),
                 read_limits={
                     field.name.removeprefix("read-"): bytes_from(given[field.name].strip() or "none", field.name)
                     for field in fields

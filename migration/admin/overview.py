@@ -13,9 +13,10 @@ from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from cloudstorage.console.pages import is_overview, show
+from cloudstorage.console.pages import actor_of, is_overview, show
 from migration import drain as drains
 from migration.admin.verifications import LIVE
+from migration.admin.wizard import where_to_go_on
 from migration.conversion import open_conversion
 from migration.models import Conversion, Decommission, Drain, Preflight, Verification
 from migration.states import ConversionState, DecommissionState, DrainState
@@ -57,7 +58,13 @@ def overview(request: HttpRequest) -> HttpResponse:
         workers=found_workers,
         alive=sum(found["health"] == "alive" for found in found_workers),
         silent=sum(found["health"] == "silent" for found in found_workers),
-        step=_next_step(shown, conversion, drain, alive=any(found["health"] == "alive" for found in found_workers)),
+        step=_next_step(
+            shown,
+            conversion,
+            drain,
+            where_to_go_on(actor_of(request)),
+            alive=any(found["health"] == "alive" for found in found_workers),
+        ),
         work=_under_way(),
         versions=_versions(found_workers),
     )
@@ -104,7 +111,7 @@ def _refs_by_state() -> list[tuple[str, list[tuple[str, int]]]]:
 
 
 def _next_step(
-    stores: list[ImageStore], conversion: Conversion | None, drain: Drain | None, *, alive: bool
+    stores: list[ImageStore], conversion: Conversion | None, drain: Drain | None, draft: Any, *, alive: bool
 ) -> dict[str, Any] | None:
     """The one thing to do next, as text and the page where it is done: the first of these that is not done yet."""
     unscanned = next((store for store in stores if store.scanned_at is None and store.scope == "ZONE"), None)
@@ -114,6 +121,7 @@ def _next_step(
         (not stores, _first_store),
         (not alive, _worker),
         (unscanned is not None, lambda: _scan(unscanned)),
+        (draft is not None, lambda: _go_on(draft)),
         (conversion is None and on_nfs, _convert),
         (conversion is not None and conversion.state == ConversionState.ROLLING_BACK, lambda: _way_home(conversion)),
         (conversion is not None and drain is None, lambda: _plan(conversion)),
@@ -144,6 +152,11 @@ def _worker() -> dict[str, Any]:
 def _convert() -> dict[str, Any]:
     text = "Choose an object store, read the preflight's report, then switch the region in seconds. Every item stays readable."
     return _step("Move to an object store", text, "wizard")
+
+
+def _go_on(draft: Any) -> dict[str, Any]:
+    text = "What you entered on the way to an object store is kept. Nothing was changed yet."
+    return {"title": "Go on with your draft", "text": text, "url": draft[1]}
 
 
 def _way_home(conversion: Any) -> dict[str, Any]:

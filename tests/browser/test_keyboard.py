@@ -62,6 +62,8 @@ def convert(page: Page, keys: Keys, installation: Installation) -> None:
     keys.fill("Endpoint", swift.s3_url.removeprefix("http://").rstrip("/"))
     keys.tick("Use HTTPS", wanted=False)
     keys.press("Run the preflight")
+    page.get_by_role("heading", name="Scope and rules").wait_for()
+    keys.press("Go on to the report")
     page.get_by_role("link", name="Read the report").or_(page.get_by_text("Nothing stands against")).first.wait_for()
     page.reload()
     await_text(page, "Nothing stands against the conversion.")

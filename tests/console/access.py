@@ -20,7 +20,7 @@ LOOK: dict[str, frozenset[str]] = {
     "drain_live": EVERYONE, "preflight_list": EVERYONE, "preflight": EVERYONE, "verification_list": EVERYONE,
     "verification": EVERYONE, "scan_list": EVERYONE, "scan": EVERYONE, "token_list": EVERYONE, "token_add": EVERYONE,
     "audit_list": frozenset({"auditor"}), "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS,
-    "user_add": ADMINS, "wizard": ADMINS, "review": ADMINS, "setting_list": ADMINS,
+    "user_add": ADMINS, "wizard": ADMINS, "rules": ADMINS, "review": ADMINS, "setting_list": ADMINS,
     "retirement_list": EVERYONE, "retirement": EVERYONE, "retirement_report": EVERYONE, "retire": ADMINS, "retirement_files": ADMINS,
     "item_delete": ADMINS, "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
     "commit": EVERYONE, "rollback": EVERYONE, "rollback_abandon": ADMINS,
@@ -37,7 +37,7 @@ SEND: dict[str, frozenset[str]] = {
     "preferences": EVERYONE, "token_revoke": EVERYONE, "filter_save": EVERYONE, "filter_delete": EVERYONE, "rollback_retry": ADMINS, "retirement_acknowledge": ADMINS, "retirement_look_again": ADMINS,
     "retirement_cancel": ADMINS,
     "token_add": EVERYONE, "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS, "user_add": ADMINS,
-    "wizard": ADMINS, "review": ADMINS, "retire": ADMINS, "retirement_files": ADMINS, "item_delete": ADMINS,
+    "wizard": ADMINS, "wizard_discard": ADMINS, "rules": ADMINS, "review": ADMINS, "retire": ADMINS, "retirement_files": ADMINS, "item_delete": ADMINS,
     "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
     "commit": ADMINS, "rollback": ADMINS, "rollback_abandon": ADMINS, "password_change": EVERYONE,
 }  # fmt: skip

@@ -77,7 +77,7 @@ class Cloud:
             **{of: [kind] for of in ("item_list", "item_deleted", "items_ensure", "items_delete")},
             **{of: [kind, self.template.uuid] for of in ("item", "item_ensure", "item_delete", "item_undelete")},
             **{of: [store] for of in ("store", "store_test", "store_scan", "store_readonly", "store_remove", "store_edit")},
-            **{of: [self.report.uuid] for of in ("preflight", "review")},
+            **{of: [self.report.uuid] for of in ("preflight", "rules", "review")},
             **{of: [self.conversion.uuid] for of in ("conversion", "drain_plan", "commit")},
             **{of: [self.conversion.uuid] for of in ("rollback", "rollback_abandon", "rollback_retry")},
             "verification": [self.verification.uuid],

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
+import shlex
 import uuid
 from datetime import timedelta
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.core.management import call_command
+from django.db import transaction
+from django.test import Client
 from django.utils import timezone
 
+from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.models import ApiToken, AuditEvent
-from migration.models import Conversion, Drain, Preflight, Verification
+from cloudstorage.people import create_token
+from migration import tasks
+from migration.models import Conversion, Draft, Drain, Preflight, Verification
 from migration.preflight import run_preflight
+from migration.rules import LIMITS
 from migration.states import DrainState
 from stores.models import ImageStore, ScanRun, Template, Transfer, WorkerReach, Zone
 from stores.services import image_stores, items, scan
@@ -182,7 +193,7 @@ def test_the_wizard_goes_from_the_object_store_to_a_running_drain(before, sign_i
     conversion = Conversion.objects.get()
     assert ImageStore.objects.filter(role=Role.IMAGE).get().name == "objects"
 
-    plan = {"name": "", "concurrency": "4", "bandwidth": "50MiB", "window": "", "canary": "1", "do": "start"}
+    plan = {"name": "", "concurrency": "4", "bandwidth": "50MiB", "window": "", "canary_items": "1", "do": "start"}
     client.post(f"/migration/conversions/{conversion.uuid}/drain/", plan)
     drain = Drain.objects.get()
     assert drain.state == DrainState.CANARY
@@ -190,6 +201,136 @@ def test_the_wizard_goes_from_the_object_store_to_a_running_drain(before, sign_i
     live = client.get(f"/migration/drains/{drain.uuid}/live/")
     assert live.status_code == 200
     assert 'hx-trigger="every 2s"' in text(live)
+
+
+RULES = {
+    "zones": "east", "kinds": ["snapshot", "template"], "order": "largest", "verification": "read-back", "canary_items": "0",
+    "concurrency": "3", "bandwidth": "50MiB", "window": "mon-fri 22:00-06:00;sat,sun 00:00-24:00", "time_zone": "Europe/Berlin",
+    "then": "start",
+}  # fmt: skip
+
+
+def test_rules_are_chosen_reviewed_in_words_and_become_the_drain_that_follows_the_switch(before, sign_in):
+    client = sign_in("storage-admin")
+    report = walk_to_review(client)
+    rules, review = f"/migration/preflights/{report.uuid}/rules/", f"/migration/preflights/{report.uuid}/review/"
+    for field, wrong in [("window", "tonight"), ("time_zone", "Berlin"), ("concurrency", "0")]:
+        refused = client.post(rules, RULES | {field: wrong})
+        assert refused.status_code == 400
+        assert re.search(rf'id="f-{field}"[^>]*aria-invalid="true"', refused.content.decode())
+    assert Preflight.objects.get().rules == {}
+    assert client.post(rules, RULES).headers["Location"] == f"/migration/preflights/{report.uuid}/"
+    page = text(client.get(review))
+    assert "snapshots in zone east" in page
+    assert "Mon-Fri 22:00-06:00; Sat,Sun 00:00-24:00 by the clock of Europe/Berlin" in page
+    assert "planned and started at once" in page
+    assert "fetched and hashed again" in page
+    assert re.search(r'value="east"\s+checked|value="east" checked', client.get(rules).content.decode())
+
+    answer = client.post(review, {"typed": "objects"})
+    drain = Drain.objects.select_related("batch").get()
+    assert answer.headers["Location"] == f"/migration/drains/{drain.uuid}/"
+    assert (drain.state, drain.rules["zones"], drain.batch.concurrency) == (DrainState.CANARY, ["east"], 3)
+    assert set(drain.batch.transfers.values_list("kind", "read_back")) == {("template", True), ("snapshot", True)}
+    assert "largest first" in text(client.get(f"/migration/drains/{drain.uuid}/"))
+
+
+def test_what_the_review_prints_is_accepted_as_it_stands(before, sign_in, tmp_path, monkeypatch):
+    client = sign_in("storage-admin")
+    report = walk_to_review(client)
+    client.post(f"/migration/preflights/{report.uuid}/rules/", RULES)
+    review = client.get(f"/migration/preflights/{report.uuid}/review/").content.decode()
+    commands, curls = (html.unescape(found) for found in re.findall(r'<pre class="command">(.*?)</pre>', review, re.DOTALL))
+    assert CANARY not in commands + curls
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text(CANARY)
+    with transaction.atomic():
+        for line in commands.splitlines():
+            _, name, *arguments = shlex.split(line)
+            call_command(name, *arguments, *(["--yes"] if name == "use_object_store" else []), stdout=io.StringIO())
+        printed = Drain.objects.get()
+        as_command = (printed.state, printed.rules, {name: getattr(printed.batch, name) for name in LIMITS})
+        transaction.set_rollback(True)
+    owner = Actor("storage-admin", frozenset({ActorRole.STORAGE_ADMIN}))
+    _, token = create_token(actor=owner, username=owner.name, name="printed", role="storage-admin")
+    for words in filter(None, (shlex.split(call) for call in curls.replace("\\\n", "").splitlines())):
+        assert words[:3] == ["curl", "-X", "POST"]
+        where, body = words[-1].removeprefix("http://testserver"), words[words.index("-d") + 1]
+        headers = {"authorization": f"Bearer {token}"}
+        answered = Client().post(where, body, content_type="application/json", headers=headers)
+        assert answered.status_code == 201, answered.content
+    printed = Drain.objects.get()
+    assert as_command == (printed.state, printed.rules, {name: getattr(printed.batch, name) for name in LIMITS})
+    assert as_command[0] == DrainState.CANARY
+
+
+def test_a_draft_survives_the_browser_at_its_step_and_is_nobody_else_s(before, sign_in):
+    client = sign_in("storage-admin")
+    assert "Go on with your draft" not in text(client.get("/migration/"))
+    form = {"provider": "Memory", "url": "memory://objects", "name": "objects", "password": CANARY}
+    client.post("/migration/new/", form | {"name": "", "do": "preflight"})
+    again = sign_in("storage-admin")  # another browser: no cookie of the first
+    page = text(again.get("/migration/"))
+    assert "Go on with your draft" in page
+    assert "/migration/new/?provider=Memory" in page
+    first = text(again.get("/migration/new/?provider=Memory"))
+    assert 'value="memory://objects"' in first
+    assert "kept on the server" in first
+    assert CANARY not in page + first + Draft.objects.get().sealed
+    again.post("/migration/new/", form | {"password": "", "do": "preflight"})
+    report = Preflight.objects.get()
+    assert f"/migration/preflights/{report.uuid}/rules/" in text(client.get("/migration/"))
+    run_preflight(report.pk)
+    client.post(f"/migration/preflights/{report.uuid}/rules/", RULES)
+    page = text(client.get("/migration/"))
+    assert ("Go on with your draft" in page, "/rules/" in page) == (True, False)
+    client.get(f"/migration/preflights/{report.uuid}/review/")
+    for page in (text(sign_in("storage-admin").get(where)) for where in ("/migration/", "/")):
+        assert f"/migration/preflights/{report.uuid}/review/" in page
+
+    other, _ = get_user_model().objects.get_or_create(username="else", defaults={"is_staff": True})
+    other.groups.set(Group.objects.filter(name="storage-admin"))
+    someone = Client()
+    someone.force_login(other)
+    assert "Go on with your draft" not in text(someone.get("/migration/"))
+    get_user_model().objects.get(username="storage-admin").groups.set([Group.objects.get_or_create(name="operator")[0]])
+    assert "Go on with your draft" not in text(client.get("/migration/")) + text(client.get("/"))
+    client = sign_in("storage-admin")
+    assert "discarded" in text(client.post("/migration/new/discard/", follow=True))
+    assert not Draft.objects.exists()
+    assert Preflight.objects.get().sealed == ""
+    assert client.get(f"/migration/preflights/{report.uuid}/review/").status_code == 404
+
+
+def test_a_second_object_store_keeps_the_rules_and_an_old_draft_is_forgotten(before, sign_in):
+    client = sign_in("storage-admin")
+    report = walk_to_review(client)
+    client.post(f"/migration/preflights/{report.uuid}/rules/", RULES)
+    client.post("/migration/new/", {"provider": "Memory", "url": "memory://others", "name": "others", "do": "preflight"})
+    assert Preflight.objects.get(name="others").rules["order"] == "largest"
+    Draft.objects.update(updated=timezone.now() - timedelta(days=15))
+    assert "Go on with your draft" not in text(client.get("/migration/"))
+    tasks.advance_drains()
+    assert not Draft.objects.exists()
+
+
+def test_a_switch_that_was_killed_before_its_plan_leaves_the_plan_with_the_rules(before, sign_in, monkeypatch):
+    client = sign_in("storage-admin")
+    report = walk_to_review(client)
+    client.post(f"/migration/preflights/{report.uuid}/rules/", RULES)
+
+    def die(**_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr("migration.drain.plan", die)
+    with pytest.raises(SystemExit):
+        client.post(f"/migration/preflights/{report.uuid}/review/", {"typed": "objects"})
+    conversion = Conversion.objects.get()
+    assert (Drain.objects.exists(), Draft.objects.exists()) == (False, False)
+    assert "The rules that were chosen in the wizard are kept" in text(client.get(f"/migration/conversions/{conversion.uuid}/"))
+    plan = client.get(f"/migration/conversions/{conversion.uuid}/drain/").content.decode()
+    assert re.search(r'value="largest" selected', plan)
+    assert re.search(r'id="f-time_zone" value="Europe/Berlin"', plan)
 
 
 def test_blockers_that_may_be_accepted_are_accepted_one_by_one(before, sign_in):
