@@ -58,7 +58,7 @@ def cleaned_up(*folders: Path) -> Iterator[None]:
         yield
     finally:
         guard.stdin.close()
-        guard.wait(60)
+        guard.wait()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def fill(templates: int, snapshots: int, volumes: int, chain: int = CHAIN) -> No
     unchecked = "SET session_replication_role = replica" if postgres else "PRAGMA foreign_keys = OFF"
     checked = "SET session_replication_role = DEFAULT" if postgres else "PRAGMA foreign_keys = ON"
     with connection.cursor() as cursor:
-        cursor.execute(unchecked)  # what is written here fits, and the checks take half of the time
+        cursor.execute(unchecked)  # what is written here fits
         if templates:
             run(cursor, _TEMPLATES, templates)
             run(cursor, _SHOWN, templates)
