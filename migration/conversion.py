@@ -363,7 +363,7 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
         for nfs in gate.stores
     )
     fresh = not any(models.ref.objects.filter(store=store).exists() for models in KINDS.values())
-    promised = {kind: _promise(kind, gate.stores, store, now) for kind in KINDS}
+    promised = {kind: _promise(kind, gate.stores, store, now, fresh=fresh) for kind in KINDS}
     staging, templates = _hold_still(gate, conversion)
     if connection.features.has_select_for_update:
         promised = {kind: promised[kind] + _catch_up(kind, gate.stores, store, now) for kind in KINDS}
@@ -395,7 +395,7 @@ def _catch_up(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now:
     readable = _readable(kind, stores)
     gone = refs.filter(~Exists(readable.filter(item=OuterRef("item"))), store=target, state=RefState.PROMISED)
     taken_back: int = gone._raw_delete(gone.db)  # noqa: SLF001 - nothing refers to these rows yet
-    return _promise(kind, stores, target, now) - taken_back
+    return _promise(kind, stores, target, now, fresh=False) - taken_back
 
 
 def _hold_still(gate: _Gate, conversion: Conversion) -> tuple[list[int], int]:
@@ -440,11 +440,12 @@ def _count(kind: Kind, stores: Sequence[ImageStore], staging: Sequence[int], tar
     return int(copies.update(ref_cnt=F("ref_cnt") + 1))
 
 
-def _promise(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: datetime) -> int:
-    """One Promised ref on the target for each readable item that has none there. The size is that of the largest copy: zones'
-    copies can differ. In the items' order, which halves the work on a million rows: indexes and the check of each item's key then
-    touch page after page."""
-    missing = _readable(kind, stores).filter(~_is_on(kind, target))
+def _promise(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: datetime, *, fresh: bool) -> int:
+    """One Promised ref on the target for each readable item that has none there; on a `fresh` target none has. The size is that
+    of the largest copy: zones' copies can differ. In the items' order, which halves the work on a million rows: indexes and the
+    check of each item's key then touch page after page."""
+    readable = _readable(kind, stores)
+    missing = readable if fresh else readable.filter(~_is_on(kind, target))
     items = missing.values("item_id").annotate(content=Max("size")).order_by("item_id")
     values = {"item": F("item_id"), "store": target.pk, "state": RefState.PROMISED, "size": F("content")}
     return insert_select(KINDS[kind].ref, items, values | {"created": now, "updated": now})
