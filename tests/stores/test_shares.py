@@ -136,6 +136,15 @@ def test_share_of_a_worker_that_never_comes_is_not_kept_for_long(cloud):
 
 
 @pytest.mark.db
+def test_pump_that_waits_for_work_gets_its_share_of_a_batch_that_is_opened(cloud):
+    Worker.objects.exclude(pk=cloud.workers[0].pk).delete()
+    for pump in (1, 2):
+        transfers.enlist(cloud.workers[0].pk, pump, limit=2)
+    cloud.batch(concurrency=4)
+    assert [len(cloud.claim(0, pump=pump)) for pump in (1, 2)] == [2, 2]
+
+
+@pytest.mark.db
 def test_worker_above_its_share_takes_no_more_while_another_asks_and_gives_nothing_up(cloud):
     batch = cloud.batch(concurrency=4)
     TransferBatch.objects.filter(pk=batch.pk).update(opened=None)

@@ -134,9 +134,11 @@ class Shares:
             asking = of_batch.setdefault(self._pump, Claimant(*self._pump))
             asking.wants = wants
             for worker, count in expected.get(batch.pk, {}).items():
-                there = {pump for known, pump in of_batch if known == worker} | pumps[worker]
-                for number in range(len(there), count):
-                    of_batch[worker, -1 - number] = Claimant(worker, -1 - number, wants=_PLENTY)
+                known = {pump for its_worker, pump in of_batch if its_worker == worker}
+                idle = pumps[worker] - known  # waiting since before it was opened, such as for a canary
+                to_come = range(-1, len(known | idle) - count - 1, -1)
+                for pump in (*idle, *to_come):
+                    of_batch[worker, pump] = Claimant(worker, pump, wants=_PLENTY)
             free = batch.concurrency - sum(claimant.held for claimant in of_batch.values())
             self._shares[batch.pk] = share_out(free, list(of_batch.values()), asking)
 
