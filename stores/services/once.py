@@ -5,10 +5,10 @@ For those that a pump runs at every turn, that took several times as long as the
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, TypeVar
 
 from django.core.exceptions import EmptyResultSet
@@ -19,7 +19,7 @@ from django.db.models.sql import UpdateQuery
 _M = TypeVar("_M", bound=Model)
 _FIRST_STAND_IN = 1_917_304_001
 """No id, and no number that a statement of ours has of its own; fits all integer columns but the smallest."""
-_PLACES = re.compile(r"%%|%s|\b19\d{8}\b")
+_PLACES = re.compile(r"%%|IN \(%s\)|%s|\b19\d{8}\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class _Ready:
 class Once:
     """A statement of which only numbers and lists of numbers differ from call to call; keyword arguments are part of it.
 
-    `build` gets the arguments of a call, with stand-ins for the numbers, which it may only hand on to the ORM, as values of
-    lookups and updates or as a limit. It returns a queryset or, for `update`, a queryset and what to set.
+    `build` gets the arguments of a call, with stand-ins for the numbers, which it may only hand on to the ORM: numbers as values
+    of lookups and updates or as a limit, lists to `__in`. It returns a queryset or, for `update`, a queryset and what to set.
     """
 
     def __init__(self, build: Callable[..., Any]) -> None:
@@ -66,44 +66,48 @@ class Once:
             return int(cursor.rowcount)
 
     def _prepared(self, numbers: Sequence[int | Sequence[int]], fixed: dict[str, Any]) -> tuple[_Ready | None, list[Any]]:
-        filled = [_filled(number) for number in numbers]
-        shape = (*(None if isinstance(number, int) else len(number) for number in filled), *fixed.items())
+        # A list that is empty makes another statement, or none at all; of what length it is otherwise, the database is told.
+        shape = (*(None if isinstance(number, int) else bool(number) for number in numbers), *fixed.items())
         if shape not in self._ready:
-            self._ready[shape] = self._compiled(filled, fixed)
+            self._ready[shape] = self._compiled(numbers, fixed)
         ready = self._ready[shape]
         if ready is None:
             return None, []
-        values = list(chain.from_iterable((number,) if isinstance(number, int) else number for number in filled))
-        return ready, [values[param.place] if isinstance(param, _StandIn) else param for param in ready.params]
+        return ready, [_told(numbers[param.place]) if isinstance(param, _StandIn) else param for param in ready.params]
 
-    def _compiled(self, filled: Sequence[int | Sequence[int]], fixed: dict[str, Any]) -> _Ready | None:
-        place = _FIRST_STAND_IN
-        arguments: list[int | list[int]] = []
-        for number in filled:
-            size = 1 if isinstance(number, int) else len(number)
-            arguments.append(place if isinstance(number, int) else list(range(place, place + size)))
-            place += size
+    def _compiled(self, numbers: Sequence[int | Sequence[int]], fixed: dict[str, Any]) -> _Ready | None:
+        stand_ins = {
+            _FIRST_STAND_IN + place: _StandIn(place, not isinstance(number, int)) for place, number in enumerate(numbers)
+        }
+        arguments = [
+            ([place] if number else []) if stand_in.many else place
+            for number, (place, stand_in) in zip(numbers, stand_ins.items(), strict=True)
+        ]
         built = self._build(*arguments, **fixed)
         try:
             sql, params, converters = _select(built) if isinstance(built, QuerySet) else _update(*built)
         except EmptyResultSet:
             return None
-        ready = _with_stand_ins(sql, params, converters, range(_FIRST_STAND_IN, place))
-        used = {param.place for param in ready.params if isinstance(param, _StandIn)}
-        assert used == set(range(place - _FIRST_STAND_IN)), f"not all numbers have come into {sql}"
+        ready = _with_stand_ins(sql, params, converters, stand_ins)
+        expected = {place for place, number in enumerate(numbers) if isinstance(number, int) or number}
+        assert expected == {param.place for param in ready.params if isinstance(param, _StandIn)}, (
+            f"not all numbers have come into {sql}"
+        )
         return ready
 
 
 @dataclass(frozen=True, slots=True)
 class _StandIn:
     place: int
+    many: bool
+    """Whether a list stands there."""
 
 
-def _filled(number: int | Sequence[int]) -> int | Sequence[int]:
-    """A list repeats its last number until its length is a power of two: as a set it is the same, and there are few lengths."""
-    if isinstance(number, int) or not number:
+def _told(number: int | Sequence[int]) -> Any:
+    """A number or a list of them as one parameter."""
+    if isinstance(number, int):
         return number
-    return [*number, *[number[-1]] * ((1 << (len(number) - 1).bit_length()) - len(number))]
+    return list(number) if connection.vendor == "postgresql" else json.dumps(list(number))
 
 
 def _select(queryset: QuerySet[Any, Any]) -> tuple[str, Sequence[Any], tuple[tuple[int, Sequence[Any], Any], ...]]:
@@ -121,21 +125,27 @@ def _update(queryset: QuerySet[Any, Any], values: dict[str, Any]) -> tuple[str, 
 
 
 def _with_stand_ins(
-    sql: str, params: Sequence[Any], converters: tuple[tuple[int, Sequence[Any], Any], ...], stand_ins: range
+    sql: str, params: Sequence[Any], converters: tuple[tuple[int, Sequence[Any], Any], ...], stand_ins: Mapping[int, _StandIn]
 ) -> _Ready:
-    """Mark the parameters that stand in for numbers; a limit stands in the text itself and becomes one."""
+    """Mark the parameters that stand in for numbers and lists; a limit stands in the text itself and becomes one."""
     given = iter(params)
     found: list[Any] = []
+    any_of = "= ANY(%s)" if connection.vendor == "postgresql" else "IN (SELECT value FROM json_each(%s))"
 
     def mark(place: re.Match[str]) -> str:
-        if place[0] == "%%":
-            return "%%"
-        value = next(given) if place[0] == "%s" else int(place[0])
-        ours = isinstance(value, int) and value in stand_ins
-        if place[0] != "%s" and not ours:
-            return place[0]
-        found.append(_StandIn(value - _FIRST_STAND_IN) if ours else value)
-        return "%s"
+        text = place[0]
+        if text == "%%":
+            return text
+        in_text = not text.endswith(("%s", "%s)"))
+        value = int(text) if in_text else next(given)
+        stand_in = stand_ins.get(value) if isinstance(value, int) else None
+        if in_text and stand_in is None:
+            return text
+        found.append(stand_in or value)
+        if stand_in is None or not stand_in.many:
+            return "%s" if in_text else text
+        assert text == "IN (%s)", f"a list of numbers stands elsewhere than behind IN in {sql}"
+        return any_of
 
     return _Ready(_PLACES.sub(mark, sql), tuple(found), converters)
 
