@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import ClassVar, Literal
 from urllib.parse import quote, unquote, urlsplit
 
@@ -83,7 +83,11 @@ class Root:
     """The open root of the export, with what proves later that the same one is still mounted."""
 
     handle: int
-    identity: tuple[int, int, int]
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        status = os.fstat(self.handle)
+        return _mount_id(self.handle), status.st_dev, status.st_ino
 
 
 class NFSDriver(StoreDriver):
@@ -111,6 +115,7 @@ class NFSDriver(StoreDriver):
     def __init__(self, config: StoreConfig) -> None:
         super().__init__(config)
         self.host, self.path = _split_url(config.url)
+        self._display_url = _join_url(self.host, self.path)
         self._needs_marker = True
 
     # --- configuration -------------------------------------------------------------------------------------------------
@@ -130,7 +135,7 @@ class NFSDriver(StoreDriver):
 
     @property
     def display_url(self) -> str:
-        return _join_url(self.host, self.path)
+        return self._display_url
 
     # --- the root ------------------------------------------------------------------------------------------------------
 
@@ -167,10 +172,7 @@ class NFSDriver(StoreDriver):
                     message = f"{self.display_url}: the folder {'/'.join(place.below)} is missing below {place.base}."
                     raise Unavailable(message) from error
         with closing(handle):
-            with translating(self.display_url):
-                status = os.fstat(handle)
-                identity = (_mount_id(handle), status.st_dev, status.st_ino)
-            yield Root(handle, identity)
+            yield Root(handle)
 
     def _require_marker(self, root: Root) -> None:
         marker = _marker(root)
@@ -453,19 +455,24 @@ def _join_url(host: str, path: str) -> str:
 
 def _mount_id(handle: int) -> int:
     """The kernel's number of the mount that an open handle is on (proc_pid_fdinfo(5))."""
-    for line in Path(f"/proc/self/fdinfo/{handle}").read_bytes().splitlines():
+    for line in mounts.kernel_says(f"/proc/self/fdinfo/{handle}").splitlines():
         if line.startswith(b"mnt_id:"):
             return int(line.split()[1])
     return -1
 
 
-def _marker(root: Root) -> dict[str, str] | None:
+def _marker(root: Root) -> Mapping[str, str] | None:
     try:
         handle = confined.open_file(root.handle, MARKER_KEY)
     except FileNotFoundError:
         return None
     with closing(handle):
         content = confined.read_exactly(handle, 0, _MAX_MARKER)
+    return _parsed(content)
+
+
+@lru_cache(maxsize=64)
+def _parsed(content: bytes) -> Mapping[str, str]:
     try:
         found = json.loads(content)
     except ValueError:
