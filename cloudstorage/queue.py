@@ -9,18 +9,25 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django_q.brokers import get_broker
+from django_q.brokers.orm import ORM
 from django_q.signals import post_spawn
 from django_q.tasks import async_task
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_CHANNEL = "cloudstorage_queue"
+_LOOK_SECONDS = 0.2
+"""How often a queue is looked at in a database that tells of nothing."""
+_HEAR_SECONDS = 0.5
+"""How often in one that does: what it tells may be lost, as by a pool of connections before it."""
 
 
 def wake(task: str, number: int = 0) -> None:
@@ -35,6 +42,39 @@ def _ring(task: str, number: int) -> None:
         async_task(task, number)
     except Exception:
         log.exception("the queue did not take %s(%s); the worker's own clock will find the work", task, number)
+
+
+class Bell(ORM):  # type: ignore[misc]  # django-q2 has no types
+    """The queue as rows of the database; PostgreSQL tells who waits for them at once."""
+
+    _heard: Any = None
+    """The connection that listens."""
+
+    def enqueue(self, task: str) -> Any:
+        key = super().enqueue(task)
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute(f"NOTIFY {_CHANNEL}")
+        return key
+
+    def dequeue(self) -> Any:
+        if connection.vendor == "postgresql":
+            self._listen()
+        if tasks := super().dequeue():  # after it listens: what comes between the two is told
+            return tasks
+        if self._heard is None or connection.connection is not self._heard:
+            time.sleep(_LOOK_SECONDS)
+        else:
+            for _ in self._heard.notifies(timeout=_HEAR_SECONDS, stop_after=1):
+                pass
+        return None
+
+    def _listen(self) -> None:
+        connection.ensure_connection()
+        if connection.connection is not self._heard:
+            with connection.cursor() as cursor:
+                cursor.execute(f"LISTEN {_CHANNEL}")
+            self._heard = connection.connection
 
 
 def pending() -> int:

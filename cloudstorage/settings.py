@@ -122,10 +122,10 @@ Q_CLUSTER = {
     "ack_failures": True,
     "save_limit": -1,
     "catch_up": False,
-    "poll": 0.2,
+    "poll": 0,
     "label": "Queue",
     "secret_key": QUEUE_SECRET_KEY,
-} | ({"redis": _redis} if _redis else {"orm": "default"})
+} | ({"redis": _redis} if _redis else {"orm": "default", "broker_class": "cloudstorage.queue.Bell"})
 
 # --- people and safety ------------------------------------------------------------------------------------------------------
 
