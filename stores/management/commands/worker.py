@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _REACH = "reach"
 _REACH_TIMEOUT = 10.0
+_OFTEN = 5.0
+"""What runs so often keeps its connection to the database: to open one costs both sides more than most runs do."""
 _SILENCE_SECONDS = 20.0
 """Work waits and no queue process was seen for so long: the cluster is restarted, all of it."""
 
@@ -44,23 +46,29 @@ class _Repeating:
 
     def __init__(self, name: str, period: float, function: Callable[[], None]) -> None:
         self.name, self.period, self._function = name, period, function
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._due = threading.Event()
+        """Set while it runs, too."""
         self._next = 0.0
 
     def start_if_due(self) -> None:
-        if time.monotonic() < self._next or (self._thread is not None and self._thread.is_alive()):
+        if time.monotonic() < self._next or self._due.is_set():
             return
         self._next = time.monotonic() + self.period
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        self._thread.start()
+        self._due.set()
+        if not self._thread.is_alive():
+            self._thread.start()
 
     def _run(self) -> None:
-        try:
-            self._function()
-        except Exception:
-            log.exception("%s failed; it runs again in %s s", self.name, self.period)
-        finally:
-            connections.close_all()
+        while self._due.wait():
+            try:
+                try:
+                    self._function()
+                finally:
+                    close_old_connections() if self.period <= _OFTEN else connections.close_all()
+            except Exception:
+                log.exception("%s failed; it runs again in %s s", self.name, self.period)
+            self._due.clear()
 
 
 class _Reach:
