@@ -353,11 +353,13 @@ def drain(
     with psycopg.connect(database, autocommit=True) as connection, ExitStack() as stack:
         watch = stack.enter_context(Memory(lambda: [machine.pid for machine in machines])) if memory else None
         cpu, database_cpu = cpu_seconds(roots), cpu_seconds([bench.postgres_pid()])
-        started = time.monotonic()
+        started = looked = time.monotonic()
         control.command("migration_start")
-        while scalar(connection, f"SELECT count(*) FROM {REFS} AND r.state <> 'Ready'"):
+        while scalar(connection, f"SELECT EXISTS (SELECT FROM {REFS} AND r.state <> 'Ready')"):
             time.sleep(0.04)
-            _refuse_failures(connection, machines, time.monotonic() - started > seconds)
+            if time.monotonic() - looked > 1:  # what the bench asks uses the cores and the database, too
+                looked = time.monotonic()
+                _refuse_failures(connection, machines, looked - started > seconds)
         elapsed = time.monotonic() - started
         used = cpu_seconds(roots) - cpu
         database_used = cpu_seconds([bench.postgres_pid()]) - database_cpu
