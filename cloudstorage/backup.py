@@ -45,6 +45,7 @@ _MADE_BY_MIGRATIONS = {"contenttypes.ContentType", "auth.Permission", "auth.Grou
 _ROWS = 2000
 _SCRYPT = {"n": 2**15, "r": 8, "p": 1}
 
+LOADED = "A backup was loaded into it, and what worked on the former database may still count here."
 RESTORED = "It was restored from a backup and has not been compared with the stores yet."
 """Why a database is read-only after a restore."""
 
@@ -273,15 +274,22 @@ def restore(path: Path, *, passphrase: str, inside: Callable[[], None]) -> Manif
         with transaction.atomic():
             _load(archive, manifest, state.apps)
             if present:
-                inside()
+                begin_anew(inside)
             reach("restore.before-commit")
     reach("restore.loaded")
     if not present:  # an older schema: it is read-only already, and what is new comes before anybody may work
         later = MigrationExecutor(connection)
         later.migrate(later.loader.graph.leaf_nodes())
-        with transaction.atomic():
-            inside()
+        begin_anew(inside)
     return manifest
+
+
+def begin_anew(inside: Callable[[], None]) -> None:
+    """Run `inside`, once after a load, which may have died before: until then the database says that it was only loaded."""
+    with transaction.atomic():
+        if Installation.objects.select_for_update().filter(read_only=LOADED).exists():
+            inside()
+            Installation.objects.update(read_only=RESTORED)
 
 
 def _is_leaf(executor: MigrationExecutor, key: tuple[str, str], recorded: set[tuple[str, str]]) -> bool:
@@ -353,7 +361,7 @@ def _load(archive: zipfile.ZipFile, manifest: Manifest, registry: Any) -> None:
         with archive.open(name) as member:
             for rows in _batches(member):
                 model._base_manager.bulk_create(_object(model, fields, row) for row in rows)
-    found["cloudstorage.Installation"]._base_manager.update(read_only=RESTORED)
+    found["cloudstorage.Installation"]._base_manager.update(read_only=LOADED)
     statements = connection.ops.sequence_reset_sql(no_style(), loaded)
     with connection.cursor() as cursor:
         for statement in statements:

@@ -50,11 +50,12 @@ def restore(*, actor: Actor, path: Path, passphrase: str) -> backup.Manifest:
     """Load an archive into an empty database; from its first moment on it is read-only and nobody's old work counts there."""
     actor.require(ActorRole.STORAGE_ADMIN)
 
-    def inside() -> None:
-        life.begin()
-        audit.record(actor, "backup.restore", path.name)
+    return backup.restore(path, passphrase=passphrase, inside=lambda: _begin_life(actor, path.name))
 
-    return backup.restore(path, passphrase=passphrase, inside=inside)
+
+def _begin_life(actor: Actor, name: str) -> None:
+    life.begin()
+    audit.record(actor, "backup.restore", name)
 
 
 def reconcile(*, actor: Actor, accept_vanished: Collection[str] = ()) -> Reconciled:
@@ -66,6 +67,7 @@ def reconcile(*, actor: Actor, accept_vanished: Collection[str] = ()) -> Reconci
     with audit.refusals_noted(_while_read_only(actor), ActorRole.STORAGE_ADMIN, "backup.reconcile", "database"):
         if not Installation.why_read_only():
             raise Conflict("This database is open: there is nothing to reconcile.", remedy="To look for drift, scan the stores.")
+        backup.begin_anew(lambda: _begin_life(_while_read_only(actor), "database"))
         found = Reconciled()
         # Staging stores first: whether another copy can be read decides what becomes of an object that appeared.
         stores = ImageStore.objects.filter(state=StoreState.ATTACHED).order_by("-scope", "pk")

@@ -152,6 +152,19 @@ def test_what_vanished_since_the_backup_is_written_off_and_the_database_opens(re
         recovery.reconcile(actor=admin)
 
 
+def test_a_restore_that_died_before_it_fenced_the_former_life_is_fenced_before_anything_opens(restored, admin):
+    Installation.objects.update(read_only=backup.LOADED)
+    late = factories.make_worker()
+    found = recovery.reconcile(actor=admin)
+    late.refresh_from_db()
+    assert (found.opened, late.stopped is not None) == (True, True)
+    Installation.objects.update(read_only=backup.RESTORED)
+    present = factories.make_worker()
+    recovery.reconcile(actor=admin)
+    present.refresh_from_db()
+    assert present.stopped is None
+
+
 def test_so_much_that_it_may_be_an_accident_is_written_off_only_when_somebody_says_so(restored, admin):
     _, lose = restored
     lose(25)
