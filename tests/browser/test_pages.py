@@ -76,7 +76,13 @@ def busy(cloud: Any) -> list[str]:
         for n in range(3)
     )
     forms = ["/stores/add/?provider=NFS", "/stores/add/?provider=Swift"]
-    return [*(address(cloud, name) for name in LOOK), *forms, "/nothing/like/it/", "/items/template/?q=nothing-like-it", "/logout/"]
+    return [
+        *(address(cloud, name) for name in LOOK),
+        *forms,
+        "/nothing/like/it/",
+        "/items/template/?q=nothing-like-it",
+        "/logout/",
+    ]
 
 
 @pytest.fixture(params=["empty", "deciding", "busy"])

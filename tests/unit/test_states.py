@@ -122,9 +122,13 @@ def test_what_is_not_live_has_ended():
     assert ended == {TransferState.PROVEN, TransferState.CANCELLED, TransferState.FAILED}
 
 
-def test_nothing_becomes_ready_but_by_a_kept_promise_or_a_finished_write():
+def test_nothing_becomes_ready_but_by_a_kept_promise_a_finished_write_or_bytes_read_to_be_right_again():
     ways = {(state, event) for (state, event), target in REF_TRANSITIONS.items() if target == RefState.READY}
-    assert ways == {(RefState.CREATING, RefEvent.OPERATION_SUCCEEDED), (RefState.PROMISED, RefEvent.PROMISE_KEPT)}
+    assert ways == {
+        (RefState.CREATING, RefEvent.OPERATION_SUCCEEDED),
+        (RefState.PROMISED, RefEvent.PROMISE_KEPT),
+        (RefState.FAILED, RefEvent.DAMAGE_MENDED),
+    }
 
 
 def test_nothing_leaves_proven():
