@@ -182,6 +182,14 @@ def bytes_from(text: str, field: str) -> int | None:
     return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
 
 
+def exact_bytes(count: int | None) -> str:
+    """A number of bytes as `bytes_from` reads it, in the unit in which it is shortest; empty for none."""
+    if count is None:
+        return ""
+    exact = (f"{count // size}{unit.replace('I', 'iB')}" for unit, size in _UNITS.items() if count % size == 0)
+    return min(exact, key=len)
+
+
 def human_bytes(count: float) -> str:
     """A number of bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

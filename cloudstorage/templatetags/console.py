@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 
 from cloudstorage.commands import human_bytes, human_seconds
 
@@ -46,9 +46,19 @@ def iec(count: Any) -> str:
 
 
 @register.filter
-def duration(seconds: Any) -> str:
-    """Seconds for people."""
-    return UNKNOWN if seconds in {None, ""} else human_seconds(float(seconds))
+def duration(seconds: Any, up_to: Any = None) -> str:
+    """Seconds for people; with another number a range, which is one where both read the same."""
+    if seconds in {None, ""}:
+        return UNKNOWN
+    low = human_seconds(float(seconds))
+    high = low if up_to in {None, ""} else human_seconds(float(up_to))
+    return low if low == high else f"{low} to {high}"
+
+
+@register.filter
+def breakable(name: Any) -> SafeString:
+    """A long name of words joined by underscores, which a narrow column breaks after one of these."""
+    return format_html_join(mark_safe("_<wbr>"), "{}", ((word,) for word in str(name).split("_")))
 
 
 @register.filter

@@ -9,7 +9,7 @@ from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 
 from cloudstorage.actors import ActorRole
-from cloudstorage.commands import bytes_from
+from cloudstorage.commands import bytes_from, exact_bytes
 from cloudstorage.console.forms import Field, filled, misplaced
 from cloudstorage.console.pages import action, actor_of, fragment, page, redirect, show
 from cloudstorage.errors import ServiceError
@@ -83,7 +83,7 @@ def drain_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 
 def _read_field(store: ImageStore) -> Field:
     return Field(
-        f"read-{store.uuid}", f"Read limit of {store.name}", "Bytes per second. Empty: none.", value=str(store.read_limit or "")
+        f"read-{store.uuid}", f"Read limit of {store.name}", "Bytes per second. Empty: none.", value=exact_bytes(store.read_limit)
     )
 
 

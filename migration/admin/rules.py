@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.http import QueryDict
 
-from cloudstorage.commands import bytes_from
+from cloudstorage.commands import bytes_from, exact_bytes
 from cloudstorage.console.forms import Field, whole_number
 from migration.rules import DEFAULT, KIND_NAMES, ORDERS, VERIFICATIONS, Given, Limits, Rules
 from stores.models import Zone
@@ -63,4 +63,4 @@ def rules_entered(data: QueryDict) -> Given:
 def as_entered(rules: Rules) -> dict[str, Any]:
     """The rules as the form shows them."""
     zone = rules.time_zone or settings.TIME_ZONE
-    return rules.as_json() | {"bandwidth": rules.bandwidth or "", "time_zone": zone}
+    return rules.as_json() | {"bandwidth": exact_bytes(rules.bandwidth), "time_zone": zone}

@@ -15,7 +15,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
 from cloudstorage.actors import ActorRole
-from cloudstorage.commands import bytes_from
+from cloudstorage.commands import bytes_from, exact_bytes
 from cloudstorage.console.forms import Field, ask, confirm, filled, misplaced
 from cloudstorage.console.pages import action, actor_of, draft_of, drop_draft, keep_draft, page, redirect, show
 from cloudstorage.errors import Blocked, ServiceError, plain
@@ -306,7 +306,7 @@ def edit(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     ]
     present: dict[str, Any] = image_stores.details_of(store)
     secret = {detail.name for detail in store.details.all() if detail.secret}
-    present |= {"name": store.name, "read_limit": str(store.read_limit or "")}
+    present |= {"name": store.name, "read_limit": exact_bytes(store.read_limit)}
     error: ServiceError | None = None
     if request.method == "POST":
         given = entered(request, fields, {})
