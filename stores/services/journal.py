@@ -8,13 +8,15 @@ mean nothing.
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from django.db import transaction
 from django.db.models import F, Prefetch, Q
-from django.utils import timezone
+from django.db.models.functions import Now
 
 from cloudstorage.checkpoints import reach
 from stores.drivers.base import Reader, StoreDriver
@@ -41,10 +43,12 @@ def write(store: ImageStore, *, batches: int = 20) -> int:
     for kind, models in KINDS.items():
         for _ in range(batches):
             lacking = models.ref.objects.filter(store=store, state__in=[RefState.READY, RefState.HIDDEN], journalled=False)
-            refs = list(lacking.order_by("pk").select_related(*_related(kind)).prefetch_related(*_with_files(kind))[:_LINES])
+            lacking = lacking.select_related(*_related(kind)).prefetch_related(*_with_files(kind))
+            refs = list(lacking.annotate(read_at=Now()).order_by("pk")[:_LINES])
             if not refs:
                 break
-            _put(driver_for(store), "".join(json.dumps(_line(kind, ref), separators=(",", ":")) + "\n" for ref in refs).encode())
+            body = "".join(json.dumps(_line(kind, ref), separators=(",", ":")) + "\n" for ref in refs).encode()
+            _put(driver_for(store), body, key=_key(refs[0].read_at))
             reach("journal.written")
             with transaction.atomic():
                 rows = models.ref.objects.select_for_update(of=("self",)).filter(pk__in=[ref.pk for ref in refs])
@@ -92,8 +96,14 @@ def compact(store: ImageStore) -> int:
     return merged
 
 
-def _put(driver: StoreDriver, body: bytes, *, key: str = "") -> None:
-    key = key or f"{FOLDER}{timezone.now():%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}.jsonl"
+def _key(read_at: datetime) -> str:
+    """Sorts by the moment in which the rows were read, by the database's clock: so the last line is what they said last, however
+    late a worker writes it and whatever its own clock says. That settles only what the embedded database, which counts
+    milliseconds, has read within one."""
+    return f"{FOLDER}{read_at:%Y%m%dT%H%M%S.%fZ}-{time.time_ns():020}-{uuid.uuid4().hex[:8]}.jsonl"
+
+
+def _put(driver: StoreDriver, body: bytes, *, key: str) -> None:
     driver.put(key, body, metadata={"cs-kind": "journal"}, token=f"journal-{uuid.uuid4().hex[:8]}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 from django.utils import timezone
@@ -201,6 +202,21 @@ def test_a_change_while_it_is_told_is_told_again(store, monkeypatch):
     monkeypatch.undo()
     assert journal.write(store) == 1
     assert lines(store)[-1]["name"] == "later"
+
+
+def test_the_last_line_is_what_was_read_last_however_late_another_is_written(store, monkeypatch):
+    volume = factories.make_volume([store], proof=Proof.VERIFIED)
+    put, late = journal._put, []
+    monkeypatch.setattr(journal, "_put", lambda *args, **more: late.append((args, more)))
+    journal.write(store, batches=1)
+    monkeypatch.undo()
+    monkeypatch.setattr(timezone, "now", lambda: datetime(2020, 1, 1, tzinfo=UTC))
+    Volume.objects.filter(pk=volume.pk).update(name="later")
+    VOLUME.ref.objects.filter(item=volume).update(journalled=False)
+    journal.write(store)
+    [(args, more)] = late
+    put(*args, **more)
+    assert [line["name"] for line in lines(store)] == [volume.name, "later"]
 
 
 def test_small_journals_are_merged_without_changing_what_they_say(operator, store):
