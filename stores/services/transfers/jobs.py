@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from django.conf import settings
-from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from stores import layout
@@ -63,17 +61,6 @@ def install_path_on(item: Item, source_path: str, target: ImageStore) -> str:
         wanted = item.unique_name.replace("/", "_")  # type: ignore[attr-defined]  # a template, by its kind
         unique_name = wanted if wanted.strip(".") else str(item.uuid)
     return layout.install_path(Kind.TEMPLATE, item.account_id, item.upstream_id or 0, unique_name=unique_name)
-
-
-def chunks(rows: QuerySet[Any, Any], size: int) -> Iterable[list[Any]]:
-    chunk: list[Any] = []
-    for row in rows.iterator(chunk_size=size):
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def lease_end(seconds: int | None = None) -> Now:
