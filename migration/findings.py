@@ -132,7 +132,10 @@ def _conflicts(store: ImageStore, conflicts: int) -> Finding:
 def _broken_files(stores: Sequence[ImageStore]) -> Iterable[Finding]:
     """Files that a scan found broken: members of a chain that cannot be put together, and others."""
     for kind, models in KINDS.items():
-        bad = models.file.objects.filter(problem__gt="", ref__store__in=stores, ref__state__in=READABLE)
+        problems = models.file.objects.filter(problem__gt="")
+        if not problems.exists():  # one walk of the files; joined to their refs, SQLite looks up those of each
+            continue
+        bad = problems.filter(ref__store__in=stores, ref__state__in=READABLE)
         away = Q(problem__startswith=MISSING) | Q(problem__startswith=CHANGED)
         chained = ~away & Q(backing__gt="")
         rows = (
@@ -164,12 +167,10 @@ def _problems(files: QuerySet[Any]) -> tuple[str, ...]:
 
 def _orphaned_children(stores: Sequence[ImageStore]) -> Iterable[Finding]:
     """Snapshots that build on one of which no readable copy is left."""
-    broken: QuerySet[SnapshotStoreRef] = SnapshotStoreRef.objects.filter(
-        ~Exists(SnapshotStoreRef.objects.filter(item=OuterRef("item__parent"), state__in=READABLE)),
-        store__in=stores,
-        state__in=READABLE,
-        item__parent__isnull=False,
-    )
+    readable = SnapshotStoreRef.objects.filter(state__in=READABLE)
+    orphans = Snapshot.objects.filter(~Exists(readable.filter(item=OuterRef("parent"))), parent__isnull=False)
+    # By the snapshots' index of parents: joined to the refs, every row of both would be read.
+    broken = readable.filter(store__in=stores, item__in=orphans.values("pk"))
     counts = dict(broken.order_by().values_list("store").annotate(Count("id")))
     for store in stores:
         if count := counts.get(store.pk):
