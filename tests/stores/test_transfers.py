@@ -408,7 +408,7 @@ def test_retry_leaves_out_what_another_transfer_brings_or_has_brought(cloud, ope
 
 def test_copy_of_what_was_deleted_while_it_was_planned_is_cancelled(cloud, admin, monkeypatch):
     cloud.fill()
-    insert = planning.insert_select
+    insert = planning.insert_ordered
 
     def deleted_between_reading_and_writing(*args: object, **kwargs: object) -> int:
         count = insert(*args, **kwargs)
@@ -420,7 +420,7 @@ def test_copy_of_what_was_deleted_while_it_was_planned_is_cancelled(cloud, admin
         Transfer.objects.bulk_create(late)
         return count
 
-    monkeypatch.setattr(planning, "insert_select", deleted_between_reading_and_writing)
+    monkeypatch.setattr(planning, "insert_ordered", deleted_between_reading_and_writing)
     cloud.batch()
     pump(cloud)
     assert set(Transfer.objects.filter(kind=Kind.VOLUME).values_list("state", flat=True)) == {TransferState.CANCELLED}
