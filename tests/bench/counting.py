@@ -14,7 +14,7 @@ from tests.bench.figures import Row, compared, verdict
 from tests.bench.ground import Bench, Control
 
 FEW, MANY = 1_000, 100_000
-PLANNED = 30_000
+PLANNED = 100_000
 LIMIT, SAME = 10, "<= 1.1"
 CONTENT = bytes(1000)
 CHAIN = 16
@@ -36,13 +36,17 @@ def bookkeeping(bench: Bench, rounds: int, scale: float, say: Callable[[str], No
     return [replace(row, bar=f"<= {LIMIT}, ratio {SAME}", met=same is True and max(few, much) <= LIMIT)]
 
 
-def plan(bench: Bench, rounds: int, scale: float, say: Callable[[str], None], *, items: int = PLANNED) -> list[Row]:
+def plan(
+    bench: Bench, rounds: int, scale: float, say: Callable[[str], None], *, items: int = PLANNED, name: str = "plan"
+) -> list[Row]:
     """Planning a tenth of the items and all of them, in chains: time and memory per item, and the time of a claim."""
     few = max(2000, int(items * scale / 10))
     many = 10 * few
+    filled = {count: _filled(bench, count) for count in (few, many)}
     seconds, memory, claims = [], [], []
     for _ in range(rounds):
-        with _control(bench) as small, _control(bench) as large:
+        with _control(bench, filled[few]) as small, _control(bench, filled[many]) as large:
+            bench.sql("CHECKPOINT")  # of the copying
             controls = {few: small, many: large}
             told = {count: control.call("tests.bench.counting:plan_chains", count) for count, control in controls.items()}
             for control in controls.values():
@@ -61,21 +65,28 @@ def plan(bench: Bench, rounds: int, scale: float, say: Callable[[str], None], *,
         memory.append((max(told[many]["grown"], 16) / many * 1024, max(told[few]["grown"], 16) / few * 1024))
     words = f"{many:,} items in chains of {CHAIN} against {few:,}"
     return [
-        compared("plan-time", f"plan {words}, ms per item", "<= 1.3", seconds),
-        compared("plan-memory", f"plan {words}, KiB of memory per item", "<= 1.3", memory),
-        compared("plan-claim", f"plan {words}, ms of a claim", "<= 1.5", claims),
+        compared(f"{name}-time", f"plan {words}, ms per item", "<= 1.3", seconds),
+        compared(f"{name}-memory", f"plan {words}, KiB of memory per item", "<= 1.3", memory),
+        compared(f"{name}-claim", f"plan {words}, ms of a claim", "<= 1.5", claims),
     ]
 
 
 def plan_million(bench: Bench, rounds: int, scale: float, say: Callable[[str], None]) -> list[Row]:
     """The same with a million; takes too long to be run unasked."""
-    return plan(bench, rounds, scale, say, items=1_000_000)
+    return plan(bench, rounds, scale, say, items=1_000_000, name="plan-million")
+
+
+def _filled(bench: Bench, count: int) -> str:
+    def fill(control: Control) -> None:
+        control.call("tests.bench.counting:fill_chains", count)
+
+    return bench.template(f"chains-{count}", fill, base=bench.migrated())
 
 
 @contextmanager
-def _control(bench: Bench) -> Iterator[Control]:
-    """A process of ours with an empty database."""
-    name = bench.clone(bench.migrated())
+def _control(bench: Bench, template: str = "") -> Iterator[Control]:
+    """A process of ours with a database like the template, or an empty one."""
+    name = bench.clone(template or bench.migrated())
     try:
         with bench.control(bench.postgres.database_url(name)) as control:
             yield control
@@ -86,15 +97,20 @@ def _control(bench: Bench) -> Iterator[Control]:
 # --- in the control process ------------------------------------------------------------------------------------------------
 
 
+def _use_memory_driver() -> None:
+    from django.conf import settings
+
+    settings.STORE_DRIVERS = settings.STORE_DRIVERS | {"Memory": "tests.fakes.memory.MemoryDriver"}
+    settings.QUEUE_MUTED = True
+
+
 def _source() -> Any:
     """An image store in this process's memory, in a zone as an export is."""
-    from django.conf import settings
     from django.utils import timezone
 
     from stores.models import ImageStore, Zone
 
-    settings.STORE_DRIVERS = settings.STORE_DRIVERS | {"Memory": "tests.fakes.memory.MemoryDriver"}
-    settings.QUEUE_MUTED = True
+    _use_memory_driver()
     source = _add("source")
     ImageStore.objects.filter(pk=source.pk).update(
         scope="ZONE", zone=Zone.objects.create(name="zone1"), scanned_at=timezone.now()
@@ -184,24 +200,30 @@ def move(count: int) -> dict[str, float]:
     return {"sql": statements / count, "cpu": cpu * 1000 / count}
 
 
-def plan_chains(count: int) -> dict[str, float]:
-    """Plan `count` snapshots in chains."""
-    from django.db import connection, transaction
-
-    from stores.models import Kind, TransferBatch
-    from stores.services import transfers
+def fill_chains(count: int) -> None:
+    """`count` snapshots in chains, all promised on a second store."""
+    from stores.models import Kind
     from tests.bench.rows import fill
 
     source = _source()
     fill(0, count, 0, CHAIN)
-    target = _add("target")
-    _reached(source, target)
-    _promise_all(Kind.SNAPSHOT, source, target)
+    _promise_all(Kind.SNAPSHOT, source, _add("target"))
+
+
+def plan_chains(count: int) -> dict[str, float]:
+    """Plan the `count` snapshots of `fill_chains`."""
+    from django.db import connection, transaction
+
+    from stores.models import ImageStore, TransferBatch
+    from stores.services import transfers
+
+    _use_memory_driver()
+    _reached(*ImageStore.objects.all())
     batch = TransferBatch.objects.create(name="bench")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.monotonic()
     with transaction.atomic():
-        planned = transfers.plan_batch(batch, target)
+        planned = transfers.plan_batch(batch, ImageStore.objects.get(name="target"))
     seconds = time.monotonic() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert planned == count, f"{planned} of {count} were planned"
