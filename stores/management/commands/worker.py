@@ -46,17 +46,19 @@ class _Repeating:
 
     def __init__(self, name: str, period: float, function: Callable[[], None]) -> None:
         self.name, self.period, self._function = name, period, function
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread: threading.Thread | None = None
         self._due = threading.Event()
         """Set while it runs, too."""
         self._next = 0.0
 
     def start_if_due(self) -> None:
-        if time.monotonic() < self._next or self._due.is_set():
+        alive = self._thread is not None and self._thread.is_alive()
+        if time.monotonic() < self._next or (alive and self._due.is_set()):
             return
         self._next = time.monotonic() + self.period
         self._due.set()
-        if not self._thread.is_alive():
+        if not alive:
+            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
