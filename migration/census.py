@@ -13,10 +13,10 @@ from django.db.models.functions import Least
 from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
-from migration.findings import READABLE, Finding, amount
+from migration.findings import Finding, amount
 from stores.drivers.base import MiB, StoreDriver
 from stores.models import KINDS, ImageStore, SnapshotStoreRef, Transfer, WorkerReach
-from stores.states import LIVE_TRANSFER_STATES, RefState
+from stores.states import LIVE_TRANSFER_STATES, READABLE, RefState
 
 if TYPE_CHECKING:
     from migration.sampling import Sample

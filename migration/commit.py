@@ -13,11 +13,11 @@ from django.utils import timezone
 from cloudstorage import audit, checkpoints
 from cloudstorage.actors import Actor, ActorRole
 from migration.conversion import advance_state, insist
-from migration.findings import READABLE, Finding
+from migration.findings import Finding
 from migration.models import Conversion, Drain, Verification
 from migration.states import ConversionEvent, DrainState, VerificationState
 from stores.models import KINDS, Transfer
-from stores.states import RefState, TransferState
+from stores.states import READABLE, RefState, TransferState
 
 ACTION = "conversion.commit"
 

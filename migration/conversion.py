@@ -18,12 +18,12 @@ from cloudstorage.actors import SYSTEM, Actor, ActorRole
 from cloudstorage.errors import Blocked, Busy, Conflict
 from cloudstorage.inserting import insert_select
 from migration import standstill, verify
-from migration.findings import READABLE, Finding, details_digest, fingerprint, known_findings, nfs_stores, reachable
+from migration.findings import Finding, details_digest, fingerprint, known_findings, nfs_stores, reachable
 from migration.models import Conversion, ConversionStore, Draft, Preflight, Verification
 from migration.states import CONVERSION_TRANSITIONS, ConversionEvent, ConversionState
 from stores.models import KINDS, ImageStore, Kind, Template, TemplateStoreRef, TemplateZoneRef, Zone
 from stores.services import image_stores
-from stores.states import RefState, Role, StoreState, allowed_events
+from stores.states import READABLE, RefState, Role, StoreState, allowed_events
 
 ACTION = "conversion.convert"
 PreparedStore = tuple[ImageStore, Mapping[str, str]]

@@ -12,9 +12,9 @@ from stores.drivers.base import StoreDriver
 from stores.drivers.errors import NotFound, StoreError
 from stores.models import Kind
 from stores.services import proofs
-from stores.services.holds import READABLE
 from stores.services.proofs import DAMAGED, Fate
 from stores.services.scan.rows import CHANGED, MISSING
+from stores.states import READABLE
 
 DISPROVING = frozenset({"missing", "content differs", "size differs"})
 """Problems that say, seen twice, that the bytes are not there or are others."""

@@ -22,9 +22,11 @@ from cloudstorage.models import Installation
 from cloudstorage.queue import wake
 from migration import report
 from migration.conversion import OPEN_STATES
+from migration.evidence import not_looked_at
 from migration.models import Conversion, Decommission, RetiredFile, Verification
+from migration.rereading import proven_copies
 from migration.states import DECOMMISSION_TRANSITIONS, DecommissionEvent, DecommissionState, VerificationState
-from migration.verify import READABLE, RUN, not_looked_at, proven_copies
+from migration.verify import RUN
 from stores.drivers.base import StoreDriver
 from stores.drivers.errors import NotFound, StoreError
 from stores.models import KINDS, Hold, ImageStore, Kind, ScanRun, Snapshot, Template, TemplateZoneRef, Transfer, Volume, Zone
@@ -33,6 +35,7 @@ from stores.states import (
     LIVE_REF_STATES,
     LIVE_SCAN_STATES,
     LIVE_TRANSFER_STATES,
+    READABLE,
     REF_TRANSITIONS,
     RefEvent,
     RefState,

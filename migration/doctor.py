@@ -29,7 +29,7 @@ from stores.models import KINDS, ImageStore, ImageStoreDetail, Transfer, Worker,
 from stores.services import holds
 from stores.services.image_stores import driver_for
 from stores.services.probing import within
-from stores.states import LIVE_TRANSFER_STATES, RefState, StoreState, TransferState
+from stores.states import LIVE_TRANSFER_STATES, READABLE, RefState, StoreState, TransferState
 from stores.worker import STUCK_SECONDS
 
 HEARD = timedelta(seconds=30)
@@ -274,7 +274,7 @@ def _items() -> Iterator[Check]:
     found = False
     for kind, models in KINDS.items():
         refs = models.ref.objects.filter(item=OuterRef("pk"))
-        readable = refs.filter(state__in=[RefState.READY, RefState.HIDDEN], store__state=StoreState.ATTACHED)
+        readable = refs.filter(state__in=READABLE, store__state=StoreState.ATTACHED)
         lost = models.item.objects.filter(Exists(refs.filter(state=RefState.PROMISED)), ~Exists(readable), removed=None)
         for item in lost[:10]:
             found = True

@@ -28,7 +28,7 @@ from stores.drivers.errors import StoreError
 from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch
 from stores.services import proofs, transfers
 from stores.services.image_stores import driver_for
-from stores.states import LIVE_TRANSFER_STATES, RefState, TransferState, allowed_events
+from stores.states import LIVE_TRANSFER_STATES, READABLE, RefState, TransferState, allowed_events
 from stores.worker import STUCK_SECONDS
 
 log = logging.getLogger(__name__)
@@ -315,7 +315,7 @@ def _read_back(canary: Any) -> str:
 
 def _is_readable(transfer: Transfer) -> bool:
     refs = KINDS[Kind(transfer.kind)].ref.objects
-    return bool(refs.filter(pk=transfer.target_ref_id, state__in=[RefState.READY, RefState.HIDDEN]).exists())
+    return bool(refs.filter(pk=transfer.target_ref_id, state__in=READABLE).exists())
 
 
 def _advance_running(drain: Drain) -> None:

@@ -16,12 +16,11 @@ from stores.models import KINDS, ImageStore, Snapshot, SnapshotStoreRef, Zone
 from stores.services.image_stores import driver_class, driver_for
 from stores.services.probing import within
 from stores.services.scan.rows import CHANGED, MISSING
-from stores.states import RefState, Role, StoreState
+from stores.states import READABLE, Role, StoreState
 
 NFS = "NFS"
 """The one provider that a conversion turns into staging stores, as upstream's `migrateToObjectStore` has it."""
 
-READABLE = (RefState.READY, RefState.HIDDEN)
 """States of a ref whose bytes are on its store and are needed: what a conversion promises."""
 
 EXAMPLES = 5

@@ -13,7 +13,7 @@ from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet, Sum
 from django.db.models.functions import Now
 
 from cloudstorage.commands import human_bytes
-from migration.findings import EXAMPLES, READABLE, Finding, reachable
+from migration.findings import EXAMPLES, Finding, reachable
 from migration.models import Conversion, Drain
 from migration.states import DrainState
 from stores.drivers.errors import StoreError
@@ -22,7 +22,7 @@ from stores.services.image_stores import driver_for
 from stores.services.probing import within
 from stores.services.scan.rows import CHANGED, MISSING
 from stores.services.transfers import Wanted
-from stores.states import Proof, RefState, StoreState, TransferState
+from stores.states import READABLE, Proof, RefState, StoreState, TransferState
 
 CHUNK = 2000
 STREAMS = 8

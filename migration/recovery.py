@@ -18,8 +18,8 @@ from stores.models import KINDS, ImageStore, Kind
 from stores.services import holds, items, life
 from stores.services.image_stores import driver_for, store_errors
 from stores.services.scan import scan_store
-from stores.services.scan.rows import MISSING, READABLE
-from stores.states import Role, StoreState
+from stores.services.scan.rows import MISSING
+from stores.states import READABLE, Role, StoreState
 
 MANY_ITEMS, MANY_PERCENT = 20, 10
 """Above both, what vanished from a store is no ordinary deletion: a person decides."""

@@ -13,12 +13,13 @@ from uuid import UUID
 from django.db.models import Count, F, Max, Min
 
 from cloudstorage.models import Installation
-from migration.findings import EXAMPLES, READABLE, Finding
+from migration.findings import EXAMPLES, Finding
 from stores.drivers.base import MiB, ProbeStep, Reader, StoreConfig, StoreDriver
 from stores.drivers.errors import StoreError
 from stores.drivers.probe import Sandbox, facts_of
 from stores.models import KINDS, ImageStore, Kind
 from stores.services.image_stores import driver_class, driver_for
+from stores.states import READABLE
 
 OPEN_AT_MOST = 2000
 """Files per store that are opened; a larger store is sampled evenly over all its files."""

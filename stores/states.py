@@ -52,6 +52,10 @@ class RefState(StrEnum):
     FAILED = "Failed"
 
 
+READABLE = (RefState.READY, RefState.HIDDEN)
+"""There are bytes, and they are served."""
+
+
 class RefEvent(StrEnum):
     CREATE_ONLY_REQUESTED = "CreateOnlyRequested"
     OPERATION_SUCCEEDED = "OperationSucceeded"

@@ -30,7 +30,7 @@ from stores.models import (
 )
 from stores.services.image_stores import driver_class, driver_for
 from stores.services.inventory import relative_name
-from stores.states import Proof, RefState, Role
+from stores.states import READABLE, Proof, RefState, Role
 
 MEMORY = {"Memory": "tests.fakes.memory.MemoryDriver"}
 """For settings.STORE_DRIVERS: the provider that needs no server."""
@@ -206,7 +206,7 @@ def make_promises(store: ImageStore) -> int:
     count = 0
     ImageStore.objects.filter(scope="ZONE").update(role=Role.IMAGE_CACHE)
     for kind, models in KINDS.items():
-        readable = models.ref.objects.filter(store__scope="ZONE", state__in=[RefState.READY, RefState.HIDDEN])
+        readable = models.ref.objects.filter(store__scope="ZONE", state__in=READABLE)
         for item_id in sorted(set(readable.values_list("item_id", flat=True))):
             models.ref.objects.create(store=store, item_id=item_id, state=RefState.PROMISED)
             holds.keep_promises(kind, [item_id])

@@ -27,7 +27,7 @@ from stores.models import KINDS, ImageStore, Kind, Zone, heavy
 from stores.services import history, inventory, items, transfers
 from stores.services.reasons import reasons
 from stores.services.undelete import undeletable, undelete_item
-from stores.states import LIVE_REF_STATES, PROVEN, RefState
+from stores.states import LIVE_REF_STATES, PROVEN, READABLE, RefState
 
 FILES_SHOWN = 100
 AT_ONCE = 200
@@ -125,10 +125,10 @@ def chips_of(kind: Kind, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
 def _chip(ref: Any, copies: Sequence[Any]) -> dict[str, Any]:
     words = ref.state
     if ref.state == RefState.PROMISED:
-        there = [copy.store.name for copy in copies if copy.state in {RefState.READY, RefState.HIDDEN}]
+        there = [copy.store.name for copy in copies if copy.state in READABLE]
         words = f"on NFS {', '.join(there)}, pending" if there else "promised, but no readable copy is left"
     elif ref.state == RefState.FAILED and ref.install_path:
-        readable = any(copy.state in {RefState.READY, RefState.HIDDEN} for copy in copies)
+        readable = any(copy.state in READABLE for copy in copies)
         words = "damaged, not used" if readable else "only copy, damaged"
     elif ref.state == RefState.READY and ref.proof not in PROVEN:
         words = f"{ref.state}, {ref.proof}{', with a problem' if ref.error_str else ''}"

@@ -12,8 +12,16 @@ from cloudstorage.rest.views import Body, Serializer
 from stores.models import ImageStore, Kind, ScanRun, Snapshot
 from stores.services import image_stores
 from stores.services.inventory import relative_name
-from stores.services.transfers import READABLE
-from stores.states import SCAN_TRANSITIONS, STORE_TRANSITIONS, Role, ScanState, StoreState, TransferState, allowed_events
+from stores.states import (
+    READABLE,
+    SCAN_TRANSITIONS,
+    STORE_TRANSITIONS,
+    Role,
+    ScanState,
+    StoreState,
+    TransferState,
+    allowed_events,
+)
 
 
 class Named(Serializer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from django.db import models
@@ -11,7 +12,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from stores.models.region import Zone
-from stores.states import RefState, Role, StoreState
+from stores.states import READABLE, RefState, Role, StoreState
 
 
 def heavy(*sides: str) -> list[str]:
@@ -41,16 +42,15 @@ class ImageStoreQuerySet(models.QuerySet["ImageStore"]):
         """
         from stores.models.refs import SnapshotStoreRef, TemplateStoreRef, VolumeStoreRef
 
-        def total(ref: Any, states: list[RefState], what: models.Aggregate) -> Coalesce:
+        def total(ref: Any, states: Sequence[RefState], what: models.Aggregate) -> Coalesce:
             rows = ref.objects.filter(store=OuterRef("pk"), state__in=states).order_by()
             grouped = rows.values("store").annotate(total=what).values("total")
             return Coalesce(Subquery(grouped, output_field=models.BigIntegerField()), 0)
 
-        there, promised = [RefState.READY, RefState.HIDDEN], [RefState.PROMISED]
         kinds = (TemplateStoreRef, SnapshotStoreRef, VolumeStoreRef)
-        templates, snapshots, volumes = (total(ref, there, Count("pk")) for ref in kinds)
-        pending = [total(ref, promised, Count("pk")) for ref in kinds]
-        content = [total(ref, there, Sum("size")) for ref in kinds]
+        templates, snapshots, volumes = (total(ref, READABLE, Count("pk")) for ref in kinds)
+        pending = [total(ref, (RefState.PROMISED,), Count("pk")) for ref in kinds]
+        content = [total(ref, READABLE, Sum("size")) for ref in kinds]
         return self.annotate(
             templates=templates,
             snapshots=snapshots,

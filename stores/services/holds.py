@@ -18,9 +18,8 @@ from django.db.models.functions import Coalesce, Now
 from cloudstorage.errors import Conflict
 from stores.models import KINDS, Hold, ImageStore, Kind
 from stores.services.once import Once
-from stores.states import REF_TRANSITIONS, RefEvent, RefState, Role, next_state
+from stores.states import READABLE, REF_TRANSITIONS, RefEvent, RefState, Role, next_state
 
-READABLE = (RefState.READY, RefState.HIDDEN)
 CHUNK = 500
 
 

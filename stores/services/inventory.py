@@ -19,11 +19,11 @@ from stores.drivers.base import MiB, Reader
 from stores.drivers.errors import NotFound, SourceChanged, StoreError
 from stores.models import KINDS, ImageStore, Item, Kind, StoreFile, StoreRef, WorkerReach, Zone
 from stores.services import holds
-from stores.services.holds import READABLE
 from stores.services.image_stores import driver_for, refusal
 from stores.services.once import Once
 from stores.states import (
     PROVEN,
+    READABLE,
     REF_TRANSITIONS,
     IllegalTransition,
     RefEvent,

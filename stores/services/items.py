@@ -44,6 +44,7 @@ from stores.services.inventory import relative_name, transition
 from stores.services.transfers import PUMP, cancel_live, install_path_on
 from stores.states import (
     LIVE_TRANSFER_STATES,
+    READABLE,
     REF_TRANSITIONS,
     Proof,
     RefEvent,
@@ -498,9 +499,7 @@ def write_off_vanished(kind: Kind, refs: Sequence[Any]) -> list[Any]:
     models = KINDS[kind]
     with transaction.atomic():
         _lock(kind, sorted({ref.item_id for ref in refs}))
-        readable = models.ref.objects.select_for_update(of=("self",)).filter(
-            pk__in=[ref.pk for ref in refs], state__in=[RefState.READY, RefState.HIDDEN]
-        )
+        readable = models.ref.objects.select_for_update(of=("self",)).filter(pk__in=[ref.pk for ref in refs], state__in=READABLE)
         gone = list(readable.select_related("item").order_by("pk"))
         models.ref.objects.filter(pk__in=[ref.pk for ref in gone]).update(
             state=next_state(REF_TRANSITIONS, RefState.READY, RefEvent.DESTROY_REQUESTED), updated=Now(), error_str=""

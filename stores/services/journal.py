@@ -23,7 +23,7 @@ from stores.drivers.base import Reader, StoreDriver
 from stores.drivers.errors import NotFound, Unavailable
 from stores.models import KINDS, ImageStore, Kind, TemplateZoneRef, Zone
 from stores.services.image_stores import driver_for
-from stores.states import RefState
+from stores.states import READABLE
 
 FOLDER = ".cs-journal/"
 SMALL = 64 * 1024
@@ -42,7 +42,7 @@ def write(store: ImageStore, *, batches: int = 20) -> int:
     written = 0
     for kind, models in KINDS.items():
         for _ in range(batches):
-            lacking = models.ref.objects.filter(store=store, state__in=[RefState.READY, RefState.HIDDEN], journalled=False)
+            lacking = models.ref.objects.filter(store=store, state__in=READABLE, journalled=False)
             lacking = lacking.select_related(*_related(kind)).prefetch_related(*_with_files(kind))
             refs = list(lacking.annotate(read_at=Now()).order_by("pk")[:_LINES])
             if not refs:

@@ -16,12 +16,12 @@ from stores.manifest import manifest_sha256
 from stores.models import KINDS, ImageStore, Kind, Transfer
 from stores.services import holds
 from stores.services.history import note_withdrawn
-from stores.services.holds import READABLE
 from stores.services.inventory import keep_hidden, relative_name, transition
 from stores.services.scan.rows import CHANGED, MISSING
 from stores.services.transfers import choose_other_sources
 from stores.states import (
     LIVE_TRANSFER_STATES,
+    READABLE,
     REF_TRANSITIONS,
     Proof,
     RefEvent,
@@ -44,7 +44,7 @@ def confirm(kind: Kind, ref: Any, seen: Mapping[str, str]) -> None:
     """
     models = KINDS[kind]
     with transaction.atomic():
-        readable = models.ref.objects.select_for_update().filter(pk=ref.pk, state__in=[RefState.READY, RefState.HIDDEN])
+        readable = models.ref.objects.select_for_update().filter(pk=ref.pk, state__in=READABLE)
         row = readable.filter(update_count=ref.update_count, proof=Proof.ADOPTED).first()
         files = list(models.file.objects.filter(ref_id=ref.pk).order_by("path"))
         if row is None or {file.path for file in files} != set(seen):

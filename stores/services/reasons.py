@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stores.models import KINDS, ImageStore, Item, Kind, TemplateZoneRef, Transfer
-from stores.services.holds import READABLE
 from stores.services.windows import is_open, schedule
-from stores.states import LIVE_REF_STATES, Proof, RefState, Role, TransferState
+from stores.states import LIVE_REF_STATES, READABLE, Proof, RefState, Role, TransferState
 
 STORES_SHOWN = 40
 

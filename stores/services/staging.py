@@ -10,8 +10,7 @@ from typing import Any
 from django.db.models import Case, CharField, Count, Exists, OuterRef, Q, Sum, Value, When
 
 from stores.models import KINDS, Hold, ImageStore, Kind
-from stores.services.holds import READABLE
-from stores.states import PROVEN, RefState, Role, StoreState
+from stores.states import PROVEN, READABLE, RefState, Role, StoreState
 
 
 class Keeper(StrEnum):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from django.urls import reverse
 
-from migration import verify
 from migration.models import Verification
+from migration.rereading import REMEDIES
 from tests import factories
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
@@ -18,7 +18,7 @@ def test_the_page_of_a_store_shows_its_drift_and_the_remedy(sign_in, settings):
     client = sign_in("viewer")
     page = reverse("console:store", args=[store.uuid])
     assert "Not checked yet" in client.get(page).content.decode()
-    finding = {"path": "volumes/2/7/disk.raw", "problem": "missing", "remedy": verify.REMEDIES["missing"]}
+    finding = {"path": "volumes/2/7/disk.raw", "problem": "missing", "remedy": REMEDIES["missing"]}
     row = Verification.objects.create(
         store=store, actor="system", mode="listing", state="Finished", findings_count=1, findings=[finding]
     )

@@ -35,7 +35,7 @@ from stores.services import holds, inventory, items, transfers
 from stores.services.image_stores import driver_for
 from stores.services.items import WrittenFile
 from stores.services.transfers import Job, Lease
-from stores.states import LIVE_TRANSFER_STATES, PROVEN, Proof, RefState, TransferState
+from stores.states import LIVE_TRANSFER_STATES, PROVEN, READABLE, Proof, RefState, TransferState
 from tests import factories
 from tests.fakes.faulty import FAULTS, Faults, faults_at, flip
 from tests.fakes.memory import SERVERS, server_at
@@ -44,7 +44,6 @@ URL = "memory://objects"
 ADMIN = Actor("admin", frozenset({ActorRole.STORAGE_ADMIN}))
 BETWEEN = ["nothing", "lapse", "taken over", "deleted", "paused", "fault"]
 """What may come between a claim, its copy and its proof."""
-READABLE = [RefState.READY, RefState.HIDDEN]
 FENCED_TABLES = (
     Transfer,
     TransferUpload,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import memory
+from tests.fakes.faulty import FAULTS, Faults, faults_at
 from tests.migration.region import Region
 
 
@@ -32,3 +33,11 @@ def region(db, admin, settings, tmp_path, memory_store) -> Region:
 def target() -> dict[str, object]:
     """The parameters of the object store."""
     return {"name": "objects", "provider": "Memory", "url": "memory://objects", "details": {}}
+
+
+@pytest.fixture
+def faults(settings, memory_store, target) -> Faults:
+    """The script of the object store, which behaves until told otherwise."""
+    settings.STORE_DRIVERS = settings.STORE_DRIVERS | {"Memory": "tests.fakes.faulty.FaultyMemoryDriver"}
+    yield faults_at(target["url"])
+    FAULTS.clear()

@@ -16,7 +16,7 @@ from django.utils import timezone
 from cloudstorage.actors import Actor
 from stores.models import KINDS, Account, ImageStore, Kind, Snapshot, Template, TemplateZoneRef, Volume, Worker, WorkerReach, Zone
 from stores.services import image_stores
-from stores.states import Proof, RefState
+from stores.states import READABLE, Proof, RefState
 
 _numbers = itertools.count(200)
 
@@ -93,7 +93,7 @@ class Region:
         """A copy of the item on the zone's export, with its row and its bytes."""
         content = f"content of {item.name}".encode() if content is None else content
         models = KINDS[Kind(item.kind)]
-        ready = state in {RefState.READY, RefState.HIDDEN}
+        ready = state in READABLE
         ref = models.ref.objects.create(
             item=item,
             store=self.stores[zone],

@@ -23,20 +23,13 @@ from stores.services.reasons import reasons
 from stores.services.scan import scan_store
 from stores.states import Proof, RefState, TransferState
 from tests import factories
-from tests.fakes.faulty import EVERY, FAULTS, Faults, cut, faults_at, flip
+from tests.fakes.faulty import EVERY, cut, flip
 from tests.migration.retiring import ready_to_retire, work
 from tests.migration.under_way import UnderWay, begin
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
 
 FLIPPED = "content differs"
-
-
-@pytest.fixture
-def faults(settings, memory_store, target) -> Faults:
-    settings.STORE_DRIVERS = settings.STORE_DRIVERS | {"Memory": "tests.fakes.faulty.FaultyMemoryDriver"}
-    yield faults_at(target["url"])
-    FAULTS.clear()
 
 
 @pytest.fixture
@@ -182,20 +175,20 @@ def test_deleting_what_was_withdrawn_leaves_nothing_behind(moving, server, admin
 def test_killed_between_the_finding_and_the_withdrawal_does_both_or_neither(moving, server, monkeypatch):
     ref = ref_on(moving.store)
     harm(server, ref)
-    save, row = verify._save, Verification.objects.create(store=moving.store, actor="test")
+    save, row = verify.save, Verification.objects.create(store=moving.store, actor="test")
 
     def die(*given: Any) -> None:
         if given[1]:
             raise KeyboardInterrupt
         save(*given)
 
-    monkeypatch.setattr(verify, "_save", die)
+    monkeypatch.setattr(verify, "save", die)
     with pytest.raises(KeyboardInterrupt):
         verify.run(row)
     ref.refresh_from_db()
     assert ref.state == RefState.READY
     assert not AuditEvent.objects.filter(action="ref.disprove").exists()
-    monkeypatch.setattr(verify, "_save", save)
+    monkeypatch.setattr(verify, "save", save)
     Verification.objects.update(lease_until=None)
     verify.run(row)
     row.refresh_from_db()

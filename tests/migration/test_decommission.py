@@ -16,6 +16,7 @@ from cloudstorage.models import AuditEvent, Installation
 from migration import decommission, report, tasks
 from migration.models import Decommission, RetiredFile, UnknownFile, Verification
 from migration.states import DecommissionState, VerificationState
+from stores.copier import Throttle
 from stores.drivers.errors import AccessDenied, Foreign
 from stores.models import KINDS, Hold, ImageStore, Kind, ScanRun, Transfer
 from stores.services import holds
@@ -311,9 +312,7 @@ def test_reading_keeps_to_the_limit_of_the_store_as_it_is_now(store, admin, sett
     settings.HEARTBEAT_SECONDS = 0
     ImageStore.objects.filter(pk=store.pk).update(read_limit=10**9)
     rates = []
-    from migration import verify
-
-    monkeypatch.setattr(verify.Throttle, "set_rate", lambda _self, rate: rates.append(rate))
+    monkeypatch.setattr(Throttle, "set_rate", lambda _self, rate: rates.append(rate))
     retire(store, admin)
     assert 10**9 in rates
 

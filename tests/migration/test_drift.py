@@ -16,7 +16,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from migration import verify
+from migration import listing, rereading, verify
 from migration.models import Decommission, Verification
 from stores.models import KINDS, ImageStore, Kind, Snapshot, Worker, WorkerReach
 from stores.services import image_stores, transfers
@@ -193,7 +193,7 @@ def test_files_in_folders_and_beside_them_are_met_in_the_order_of_a_listing(tmp_
         factories.make_ref(Kind.SNAPSHOT, item, store, f"snapshots/2/5/{name}", own)
         keys += own
     monkeypatch.setattr(verify, "_PAGE", 2)
-    assert [path for path, _ in verify._known_paths(store)] == sorted(keys, key=str.encode)
+    assert [path for path, _ in listing.known_paths(store)] == sorted(keys, key=str.encode)
     row = Verification.objects.create(store=store, actor="test", mode=Verification.LISTING)
     verify.run(row)
     row.refresh_from_db()
@@ -210,7 +210,7 @@ def test_no_page_sorts_all_that_is_left_of_a_store(admin, region, mode):
         Decommission.objects.create(store=store, verification=row, actor="test", former_readonly=False)
     with CaptureQueriesContext(connection) as asked:
         verify.run(row)
-    limits = (f"LIMIT {verify._REFS}", f"LIMIT {verify._PAGE}")
+    limits = (f"LIMIT {rereading._REFS}", f"LIMIT {listing.PAGE}")
     pages = [query["sql"] for query in asked if query["sql"].endswith(limits) and "_store_ref" in query["sql"]]
     assert len(pages) >= len(KINDS)
     with connection.cursor() as cursor:

@@ -17,21 +17,13 @@ from stores.services import holds, items, journal
 from stores.services.image_stores import driver_for
 from stores.services.scan import scan_store
 from stores.states import RefState
-from tests.fakes.faulty import EVERY, FAULTS, Faults, faults_at, flip
+from tests.fakes.faulty import EVERY, FAULTS, Faults, flip
 from tests.migration import retiring
 from tests.migration.under_way import UnderWay, begin
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
 
 ITEMS = 4
-
-
-@pytest.fixture
-def faults(settings, memory_store, target) -> Faults:
-    """The script of the object store, which behaves until told otherwise."""
-    settings.STORE_DRIVERS = settings.STORE_DRIVERS | {"Memory": "tests.fakes.faulty.FaultyMemoryDriver"}
-    yield faults_at(target["url"])
-    FAULTS.clear()
 
 
 @pytest.fixture

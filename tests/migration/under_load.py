@@ -21,6 +21,8 @@ from typing import Any
 
 import django
 
+from stores.states import READABLE
+
 SETTLE_OPERATIONS = 30
 """Operations that each process does before and after the conversion."""
 
@@ -284,7 +286,7 @@ def violations(kept: list[str]) -> list[str]:
 
     wrong = [f"{mismatch}" for mismatch in holds.recount()]
     target = ImageStore.objects.get(role=Role.IMAGE)
-    readable = [RefState.READY, RefState.HIDDEN]
+    readable = READABLE
     gone = [RefState.DESTROYING, RefState.DESTROYED]
     for kind, models in KINDS.items():
         on_target = models.ref.objects.filter(item=OuterRef("item"), store=target).exclude(state__in=gone)

@@ -16,7 +16,7 @@ from stores.management.commands.worker import _Reach
 from stores.models import KINDS, ImageStore, Kind, Transfer, Volume, VolumeStoreRef, Worker, WorkerReach
 from stores.services.image_stores import driver_for
 from stores.services.inventory import open_content
-from stores.states import RefState, TransferState
+from stores.states import READABLE, RefState, TransferState
 from stores.worker import Pump
 from tests.migration.region import Region
 
@@ -71,7 +71,7 @@ class UnderWay:
 
     def ready(self) -> list[Any]:
         """What is said to be on the object store."""
-        return list(VolumeStoreRef.objects.filter(store=self.store, state__in=[RefState.READY, RefState.HIDDEN]).order_by("pk"))
+        return list(VolumeStoreRef.objects.filter(store=self.store, state__in=READABLE).order_by("pk"))
 
     def assert_nothing_promised_falsely(self) -> None:
         """What is Ready on the object store has the bytes of its original there, as the server gives them now."""

@@ -17,8 +17,8 @@ from stores.models import KINDS, Account, ImageStore, TemplateZoneRef, Zone
 from stores.services import holds, journal
 from stores.services.inventory import keep_hidden, relative_name
 from stores.services.scan.report import ScanReport
-from stores.services.scan.rows import MISSING, READABLE
-from stores.states import Kind, Proof, RefState
+from stores.services.scan.rows import MISSING
+from stores.states import READABLE, Kind, Proof, RefState
 
 Line = Mapping[str, Any]
 _GONE = (RefState.DESTROYING, RefState.DESTROYED)

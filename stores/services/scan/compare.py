@@ -17,8 +17,8 @@ from stores.models import KINDS, ImageStore, StoreFile
 from stores.services.scan.idset import IdSet
 from stores.services.scan.lease import Lease
 from stores.services.scan.report import ScanReport
-from stores.services.scan.rows import CHANGED, MISSING, READABLE, load
-from stores.states import LIVE_REF_STATES, Kind
+from stores.services.scan.rows import CHANGED, MISSING, load
+from stores.states import LIVE_REF_STATES, READABLE, Kind
 
 _PAGE = 500
 _MISSING = "the object is no longer on the store"

@@ -18,12 +18,11 @@ from stores.models import KINDS, Account, ImageStore, Item, Snapshot, StoreFile,
 from stores.services import holds, journal
 from stores.services.scan.reading import FoundFile, FoundItem
 from stores.services.scan.report import ScanReport, printable
-from stores.states import PROVEN, Kind, Proof, RefState, Role
+from stores.states import PROVEN, READABLE, Kind, Proof, RefState, Role
 
 MISSING, CHANGED = "missing: ", "changed: "
 """How the problem of a file begins that a later scan takes back when the file is there, or as it was, again."""
 
-READABLE = (RefState.READY, RefState.HIDDEN)
 _CHUNK = 500
 _TEXT = 255
 _FILE_FIELDS = ["size", "version", "etag", "format", "virtual_size", "backing", "problem", "sha256", "proof"]

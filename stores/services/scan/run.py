@@ -28,8 +28,8 @@ from stores.services.scan.listing import Folder, folders
 from stores.services.scan.reading import Contents, FoundItem, is_image_name, read_folder
 from stores.services.scan.rebuild import rebuild
 from stores.services.scan.report import ScanReport
-from stores.services.scan.rows import MISSING, READABLE, Known, Verdict
-from stores.states import SCAN_TRANSITIONS, Kind, ScanEvent, ScanState, next_state
+from stores.services.scan.rows import MISSING, Known, Verdict
+from stores.states import READABLE, SCAN_TRANSITIONS, Kind, ScanEvent, ScanState, next_state
 
 BATCH_FILES = 500
 """Files after which a batch is committed; a directory is never split."""

@@ -12,7 +12,7 @@ from stores.services.transfers.endings import (
     prove,
     target_paths,
 )
-from stores.services.transfers.jobs import BACKGROUND, MAX_ATTEMPTS, ON_DEMAND, PUMP, READABLE, Job, install_path_on
+from stores.services.transfers.jobs import BACKGROUND, MAX_ATTEMPTS, ON_DEMAND, PUMP, Job, install_path_on
 from stores.services.transfers.leases import Lease, claim, expire_leases, release, renew, waits_for
 from stores.services.transfers.planning import (
     Order,
@@ -36,7 +36,6 @@ __all__ = [
     "MAX_ATTEMPTS",
     "ON_DEMAND",
     "PUMP",
-    "READABLE",
     "Job",
     "Lease",
     "Order",

@@ -24,9 +24,10 @@ from stores.services import holds
 from stores.services.history import note_attempt
 from stores.services.inventory import keep_hidden
 from stores.services.once import Once
-from stores.services.transfers.jobs import GOING, MAX_ATTEMPTS, READABLE, Job, install_path_on, lease_end
+from stores.services.transfers.jobs import GOING, MAX_ATTEMPTS, Job, install_path_on, lease_end
 from stores.states import (
     LIVE_TRANSFER_STATES,
+    READABLE,
     REF_TRANSITIONS,
     TRANSFER_TRANSITIONS,
     Proof,

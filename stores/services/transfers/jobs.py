@@ -16,7 +16,6 @@ from stores.states import RefState
 ON_DEMAND, BACKGROUND = 0, 10
 MAX_ATTEMPTS = 5
 """Attempts that an error which may pass gets before the transfer is Failed and waits for a person."""
-READABLE = (RefState.READY, RefState.HIDDEN)
 GOING = (RefState.DESTROYING, RefState.DESTROYED)
 PUMP = "stores.tasks.pump"
 

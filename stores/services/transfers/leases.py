@@ -19,9 +19,9 @@ from stores.models import KINDS, ImageStore, Kind, StoreFile, Transfer, Transfer
 from stores.services.history import note_lost_workers
 from stores.services.once import Once
 from stores.services.transfers.endings import fail_descendants
-from stores.services.transfers.jobs import MAX_ATTEMPTS, ON_DEMAND, READABLE, Job, install_path_on, lease_end
+from stores.services.transfers.jobs import MAX_ATTEMPTS, ON_DEMAND, Job, install_path_on, lease_end
 from stores.services.transfers.shares import OpenBatch, Shares
-from stores.states import TRANSFER_TRANSITIONS, StoreState, TransferEvent, TransferState, next_state
+from stores.states import READABLE, TRANSFER_TRANSITIONS, StoreState, TransferEvent, TransferState, next_state
 
 
 def claim(

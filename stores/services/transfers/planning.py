@@ -26,9 +26,10 @@ from stores.services.transfers.endings import (
     fail_descendants,
     fail_without_source,
 )
-from stores.services.transfers.jobs import BACKGROUND, GOING, ON_DEMAND, PUMP, READABLE, slices
+from stores.services.transfers.jobs import BACKGROUND, GOING, ON_DEMAND, PUMP, slices
 from stores.states import (
     LIVE_TRANSFER_STATES,
+    READABLE,
     TRANSFER_TRANSITIONS,
     RefState,
     Role,
