@@ -70,7 +70,7 @@ def _timed(command: list[str], log: Path, more: dict[str, str], folder: Path) ->
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, cwd=folder)
         try:
             _, status, used = os.wait4(process.pid, 0)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: a peer left running would slow the next row
             process.kill()
             raise
         elapsed = time.monotonic() - started

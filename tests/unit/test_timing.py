@@ -180,7 +180,7 @@ def test_a_store_that_takes_bytes_slowly_is_told_from_the_network():
 def test_a_store_that_answers_late_is_told_from_the_network():
     def script(seen: Scripted, stream: socket.socket, reader: object) -> None:
         seen.read(reader)
-        time.sleep(0.2)
+        time.sleep(0.2)  # the server that answers late
         stream.sendall(OK)
 
     with scripted_server(script) as server:
