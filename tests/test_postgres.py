@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.servers.process import REPOSITORY
+from tests.servers.process import REPOSITORY, Guard
 
 pytestmark = [pytest.mark.live, pytest.mark.longest]
 
@@ -34,12 +34,14 @@ def test_tests_of_the_database_pass_when_it_is_postgresql(postgres_server, capsy
         text=True,
         start_new_session=True,
     ) as suite:
+        guard = Guard(suite.pid)
         try:
             told, _ = suite.communicate(timeout=SECONDS)
         finally:
             # Whatever it started goes with it, also when it was stopped in the middle.
             if suite.poll() is None:
                 os.killpg(suite.pid, signal.SIGKILL)
+            guard.dismiss()
     with capsys.disabled():
         print(f"\n  on PostgreSQL in {time.monotonic() - started:.0f} s: {told.strip().splitlines()[-1]}")
     assert suite.returncode == 0, told[-8000:]

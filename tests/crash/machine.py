@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.servers.process import REPOSITORY
+from tests.servers.process import REPOSITORY, Guard
 
 _MARK = "CRASH_MACHINE"
 
@@ -36,6 +36,7 @@ class Machine:
                 stderr=file,
                 start_new_session=True,
             )
+        self._guard = Guard(self.process.pid)
 
     @classmethod
     def worker(cls, environment: Mapping[str, str], log: Path, *, prefix: Sequence[str] = ()) -> Self:
@@ -87,6 +88,7 @@ class Machine:
             if self.process.poll() is None and self.pid in left:
                 self.process.wait()
         self.process.wait()
+        self._guard.dismiss()
 
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-6000:]

@@ -18,18 +18,36 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVERS_VENV = REPOSITORY / ".venv-servers"
 
-# A shell that waits on a pipe held by us. When we die, however we die, the pipe closes and the shell kills the group of
-# servers. PR_SET_PDEATHSIG would not do: it follows the starting thread, and the servers' own children do not inherit it.
-# The shell sits in a group of its own, so that freezing the servers does not freeze it.
-_GUARD = """
+# A shell that waits on a pipe held by us. When we die, however we die, the pipe closes and the shell kills the group, and what
+# was started from it and has left it, as PostgreSQL's back-ends do. PR_SET_PDEATHSIG would not do: it follows the starting thread,
+# and the servers' own children do not inherit it. The shell sits in a group of its own, so that freezing the servers does not
+# freeze it, and a signal to our group does not end it.
+_GUARD = r"""
 trap '' INT TERM HUP
 while read -r pgid; do group=$pgid; done
-[ -n "$group" ] && kill -KILL -- "-$group" 2>/dev/null
-[ $# -gt 0 ] && "$@" >/dev/null 2>&1
+family() {
+    cat /proc/[0-9]*/stat 2>/dev/null | awk -v group="$group" '
+        { pid = $1; sub(/^.*\) /, "") }
+        $1 != "Z" { parent[pid] = $2; if ($3 == group) ours[pid] = 1 }
+        END {
+            do {
+                more = 0
+                for (pid in parent) if (!(pid in ours) && (parent[pid] in ours)) more = ours[pid] = 1
+            } while (more)
+            for (pid in ours) print pid
+        }'
+}
+for try in 1 2 3 4 5 6 7 8 9; do
+    pids=$(family)
+    [ -n "$group" ] && [ -n "$pids" ] || break
+    kill -s KILL $pids
+    sleep 0.1
+done
+[ $# -gt 0 ] && "$@"
 exit 0
 """
 
-_groups: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
 class ServerError(RuntimeError):
@@ -38,8 +56,8 @@ class ServerError(RuntimeError):
 
 def _forget_guards_in_child() -> None:
     # A forked child must not hold the pipe: the servers would then live as long as the child does.
-    for group in list(_groups):
-        group.disown()
+    for guard in list(_guards):
+        guard.forget()
 
 
 os.register_at_fork(after_in_child=_forget_guards_in_child)
@@ -139,6 +157,36 @@ def _is_alive(pid: int) -> bool:
     return stat is not None and stat[0] not in "ZX"
 
 
+class Guard:
+    """Kills a process group with all that comes from it when *this* process has died, and then runs a command."""
+
+    def __init__(self, pgid: int, on_death: Sequence[str] = ()) -> None:
+        self._shell: subprocess.Popen[bytes] | None = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "guard", *on_death],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+        _guards.add(self)
+        assert self._shell.stdin is not None
+        self._shell.stdin.write(f"{pgid}\n".encode())
+        self._shell.stdin.flush()
+
+    def dismiss(self) -> None:
+        """The group is gone. Killed rather than told by end of file: the group's number may belong to someone else by now."""
+        if self._shell is not None:
+            self._shell.kill()
+            self._shell.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Also called in a forked child: the group belongs to the parent."""
+        if self._shell is not None and self._shell.stdin is not None:
+            self._shell.stdin.close()
+        self._shell = None
+
+
 class ProcessGroup:
     """Server processes and their children, one process group, one log file per program."""
 
@@ -148,7 +196,7 @@ class ProcessGroup:
         self.log_directory = log_directory
         self._on_death = list(on_death)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self._pgid = 0
         self._owner = os.getpid()
 
@@ -183,30 +231,9 @@ class ProcessGroup:
             )
         if not self._pgid:
             self._pgid = process.pid
-            self._watch()
+            self._guard = Guard(self._pgid, self._on_death)
+            atexit.register(self.kill)
         self._processes[name] = process
-
-    def _watch(self) -> None:
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "guard", *self._on_death],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
-        assert self._guard.stdin is not None
-        self._guard.stdin.write(f"{self._pgid}\n".encode())
-        self._guard.stdin.flush()
-        _groups.add(self)
-        atexit.register(self.kill)
-
-    def disown(self) -> None:
-        """Called in a forked child: the servers belong to the parent."""
-        if self._guard is not None and self._guard.stdin is not None:
-            self._guard.stdin.close()
-        self._guard = None
-        self._pgid = 0
-        self._processes = {}
 
     def log_path(self, name: str) -> Path:
         return self.log_directory / f"{name}.log"
@@ -285,11 +312,7 @@ class ProcessGroup:
             time.sleep(0.01)
         self._processes = {}
         self._pgid = 0
-        if self._guard is not None and self._guard.stdin is not None:
-            # Killed rather than told by end of file: the group's number may belong to someone else by now.
-            self._guard.kill()
-            self._guard.wait()
-            self._guard.stdin.close()
+        if self._guard is not None:
+            self._guard.dismiss()
         self._guard = None
-        _groups.discard(self)
         atexit.unregister(self.kill)

@@ -542,29 +542,33 @@ from pathlib import Path
 from tests.servers.mounts import BindMount
 from tests.servers.process import ProcessGroup
 group = ProcessGroup("orphans", Path(sys.argv[1]))
-group.start("parent", ["/bin/sh", "-c", "sleep 1000 & echo $!; wait"])
-group.wait_until(lambda: group.log_path("parent").read_text().strip() != "", "it says its child's number")
-group.freeze()
+group.start("parent", ["/bin/sh", "-c", "trap '' HUP; sleep 1000 & echo $!; setsid sleep 1000 & echo $!; wait"])
+group.wait_until(lambda: group.log_path("parent").read_text().count("\\n") == 2, "it says its children's numbers")
+if sys.argv[4] == "frozen":
+    group.freeze()
 mount = BindMount(Path(sys.argv[2]), Path(sys.argv[3])).mount()
 mount.hang()
-print(group.log_path("parent").read_text().strip(), flush=True)
+print(*group.log_path("parent").read_text().split(), flush=True)
 time.sleep(1000)
 """
 
 
-def test_nothing_is_left_when_the_run_that_started_it_is_killed(tmp_path: Path):
+@pytest.mark.parametrize("state", ["running", "frozen"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_the_run_that_started_it_is_killed(tmp_path: Path, state: str, number: int):
+    """Those that ignore that the kernel hangs up on a frozen group whose parent has died, too."""
     (tmp_path / "source").mkdir()
-    arguments = [tmp_path / "log", tmp_path / "source", tmp_path / "mount"]
+    arguments = [tmp_path / "log", tmp_path / "source", tmp_path / "mount", state]
     command = [sys.executable, "-c", ORPHAN, *map(str, arguments)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
-        grandchild = int(run.stdout.readline())
-        assert Path(f"/proc/{grandchild}").exists()
-        run.send_signal(signal.SIGKILL)
+        grandchildren = [Path("/proc", pid) for pid in run.stdout.readline().split()]
+        assert [process.exists() for process in grandchildren] == [True, True]
+        run.send_signal(number)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        gone = not Path(f"/proc/{grandchild}").exists()
+        gone = not any(process.exists() for process in grandchildren)
         if gone and str(tmp_path / "mount") not in Path("/proc/self/mountinfo").read_text():
             break
     else:
-        pytest.fail(f"process {grandchild} or the mount outlives the killed run")
+        pytest.fail(f"of {grandchildren} and the mount, something outlives the killed run")
