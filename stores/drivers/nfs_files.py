@@ -171,8 +171,12 @@ def to_trash(root: int, parent: int, names: Sequence[str]) -> str:
 
 
 def restore(root: int, path: str) -> int:
-    """Bring back the file `path`, or those below it, out of the trash: of each the one that was deleted last."""
+    """Bring back the file `path`, or those below it, out of the trash: of each the one that was deleted last.
+
+    Returns how many. One that came back before, and is still there, is left: whoever asked for it may have died then.
+    """
     restored: set[str] = set()
+    count = 0
     try:
         trash = confined.walk(root, [TRASH])
     except FileNotFoundError:
@@ -186,10 +190,15 @@ def restore(root: int, path: str) -> int:
                 continue
             for found in Walk(f"{base}/" if base else "", path, "", None).run(start):
                 inside = found.key == path or found.key.startswith(f"{path}/")
-                if inside and found.kind == "file" and found.key not in restored:
+                if not inside or found.key in restored:
+                    continue
+                if found.kind == "file":
                     _bring_back(root, trash, batch, components(found.key))
                     restored.add(found.key)
-    return len(restored)
+                    count += 1
+                elif found.kind == "symlink" and _is_back(root, trash, batch, components(found.key)):
+                    restored.add(found.key)
+    return count
 
 
 def _batches(trash: int) -> list[str]:
@@ -197,19 +206,38 @@ def _batches(trash: int) -> list[str]:
 
 
 def _bring_back(root: int, trash: int, batch: str, names: Sequence[str]) -> None:
+    """Link it to its place; in the trash a link that leads nowhere then says which file came back, until that is purged."""
     *parents, name = names
     with folder(trash, [batch, *parents]) as source, folder(root, parents, create=True) as target:
         reach("nfs.before-undelete")
+        status = os.stat(name, dir_fd=source, follow_symlinks=False)
         try:
             os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         except FileExistsError as error:
             # Else we died here before, and both names are of one file.
-            if os.stat(name, dir_fd=source).st_ino != os.stat(name, dir_fd=target, follow_symlinks=False).st_ino:
+            if status.st_ino != os.stat(name, dir_fd=target, follow_symlinks=False).st_ino:
                 message = f"{'/'.join(names)} is taken by another file, so what was deleted there cannot come back."
                 raise AlreadyExists(message) from error
         reach("nfs.undeleted")
         os.fsync(target)
-        os.unlink(name, dir_fd=source)
+        note = secrets.token_hex(6)
+        os.symlink(_identity(status), note, dir_fd=source)
+        os.rename(note, name, src_dir_fd=source, dst_dir_fd=source)
+
+
+def _is_back(root: int, trash: int, batch: str, names: Sequence[str]) -> bool:
+    """Whether the file that a link in the trash speaks of is in its place."""
+    *parents, name = names
+    try:
+        with folder(trash, [batch, *parents]) as source, folder(root, parents) as target:
+            return os.readlink(name, dir_fd=source) == _identity(os.stat(name, dir_fd=target, follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _identity(status: os.stat_result) -> str:
+    """Which file it is, whatever names it gets and loses."""
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
 def purge(trash: int, *, older_than: float) -> int:
@@ -227,12 +255,12 @@ def purge(trash: int, *, older_than: float) -> int:
 
 
 def remove_tree(parent: int, name: str) -> int:
-    """Remove a folder with all in it, following nothing; returns how many files."""
+    """Remove a folder with all in it, following nothing; returns how many files, links not counted."""
     removed = 0
     for _, folders, files, handle in os.fwalk(name, topdown=False, follow_symlinks=False, dir_fd=parent, onerror=_raise):
         for file in files:
+            removed += not stat.S_ISLNK(os.stat(file, dir_fd=handle, follow_symlinks=False).st_mode)
             os.unlink(file, dir_fd=handle)
-            removed += 1
         for subfolder in folders:
             _remove_folder(handle, subfolder)
     _remove_folder(parent, name)

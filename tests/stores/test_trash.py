@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,13 @@ def delete(admin, kind, *items) -> None:
     for item in items:
         item.refresh_from_db()
         assert item.removed is not None
+
+
+def bury(driver, key: str, data: bytes) -> None:
+    """Something else was deleted there a day ago."""
+    batch = Path(driver.path, ".cs-trash", f"{int(time.time()) - 86400}-0123456789ab")
+    (batch / key).parent.mkdir(parents=True)
+    (batch / key).write_bytes(data)
 
 
 def read(admin, kind, item, path=None) -> bytes:
@@ -155,26 +162,24 @@ def test_a_place_that_was_taken_meanwhile_is_never_overwritten(export, admin):
 
 def test_of_two_that_were_deleted_at_one_place_the_later_comes_back(export):
     driver = driver_for(export)
-    trash = driver.path
-    for number, data in enumerate((b"old", b"new")):
-        driver.put("volumes/1/2/disk", data, metadata={}, token="t")
-        driver.delete("volumes/1/2/disk")
-        if not number:  # a day earlier
-            (batch,) = os.listdir(f"{trash}/.cs-trash")
-            seconds, _, rest = batch.partition("-")
-            os.rename(f"{trash}/.cs-trash/{batch}", f"{trash}/.cs-trash/{int(seconds) - 86400}-{rest}")
+    bury(driver, "volumes/1/2/disk", b"old")
+    driver.put("volumes/1/2/disk", b"new", metadata={}, token="t")
+    driver.delete("volumes/1/2/disk")
     assert driver.undelete("volumes/1/2") == 1
     with driver.open("volumes/1/2/disk") as reader:
         assert reader.pread(0, 10) == b"new"
     assert driver.undelete("volumes/1/3") == 0
 
 
+@pytest.mark.parametrize("older", [0, 1])
 @pytest.mark.parametrize("death", ["after the link", "before the rows"])
-def test_whoever_died_in_the_middle_repeats_it(export, admin, monkeypatch, death):
+def test_whoever_died_in_the_middle_repeats_it(export, admin, monkeypatch, death, older):
     from stores.drivers import nfs_files
     from stores.services import undelete
 
     volume = make_volume([export], name="first")
+    if older:
+        bury(driver_for(export), KINDS[Kind.VOLUME].file.objects.get().path, b"of an item that had this path before")
     delete(admin, Kind.VOLUME, volume)
     seam, module = ("nfs.undeleted", nfs_files) if death == "after the link" else ("undelete.before-commit", undelete)
 
@@ -189,7 +194,20 @@ def test_whoever_died_in_the_middle_repeats_it(export, admin, monkeypatch, death
     assert undelete_item(actor=admin, kind=Kind.VOLUME, item=volume) == [export.name]
     volume.refresh_from_db()
     assert read(admin, Kind.VOLUME, volume) == content("first")
-    assert driver_for(export).purge_trash(older_than=0) == 0
+    assert driver_for(export).purge_trash(older_than=0) == older
+
+
+def test_what_came_back_and_is_gone_again_is_not_taken_for_there(export):
+    """By hand, past the trash: then the older one is the last that was deleted."""
+    driver = driver_for(export)
+    bury(driver, "volumes/1/2/disk", b"older")
+    driver.put("volumes/1/2/disk", b"newer", metadata={}, token="t")
+    driver.delete("volumes/1/2/disk")
+    assert (driver.undelete("volumes/1/2"), driver.undelete("volumes/1/2")) == (1, 0)
+    Path(driver.path, "volumes/1/2/disk").unlink()
+    assert driver.undelete("volumes/1/2") == 1
+    with driver.open("volumes/1/2/disk") as reader:
+        assert reader.pread(0, 10) == b"older"
 
 
 def test_what_is_on_one_export_already_comes_back_on_the_other_too(export, admin, tmp_path):
