@@ -17,10 +17,12 @@ from typing import Any
 from django.db.models import QuerySet
 
 from cloudstorage.errors import Invalid, Missing
+from cloudstorage.spreadsheets import harmless
 from migration.damage import difference
 from migration.models import Decommission, RetiredFile
 from migration.states import DecommissionState
 from stores.copier import Control, CopyEngine
+from stores.manifest import sum_line
 from stores.models import ImageStore
 from stores.services.image_stores import driver_for
 
@@ -30,6 +32,8 @@ SIGNED = frozenset({DecommissionState.RETIRED, DecommissionState.DELETING, Decom
 _PAGE = 500
 _ITEMS, _UNKNOWN, _END = '"items": [', '], "unknown": [', '], "end": '
 _KEPT = 1000
+_SHOWN = 200
+"""Letters of a line that is told as it was found."""
 _ESCAPE = re.compile(r"\\(.)")
 
 
@@ -77,8 +81,7 @@ def as_csv(row: Decommission) -> Iterator[str]:
 def as_sums(row: Decommission) -> Iterator[str]:
     """What `sha256sum -c` takes in a folder into which the object store was fetched."""
     for file in _pages(row.files.all()):
-        name = file.key.replace("\\", "\\\\").replace("\n", "\\n")
-        yield f"{'' if name == file.key else chr(92)}{file.sha256}  {name}\n"
+        yield sum_line(file.sha256, file.key)
 
 
 FORMS: Mapping[str, Callable[[Decommission], Iterator[str]]] = {"json": as_json, "csv": as_csv, "sha256sums": as_sums}
@@ -192,7 +195,7 @@ def _separated(lines: Iterable[str]) -> Iterator[str]:
 
 def _csv_line(values: Iterable[Any]) -> str:
     out = io.StringIO()
-    csv.writer(out).writerow(values)
+    csv.writer(out).writerow([harmless(value) if isinstance(value, str) else value for value in values])
     return out.getvalue()
 
 
@@ -208,12 +211,33 @@ class Checked:
     findings_count: int = 0
     findings: list[dict[str, str]] = field(default_factory=list)
 
+    def tell(self, path: str, found: Mapping[str, str]) -> None:
+        self.findings_count += 1
+        if len(self.findings) < _KEPT:
+            self.findings.append({"path": path, **found})
+
 
 def stores_named_in(path: Path) -> list[str]:
     """Ids of the stores that a report says its files are on; none where it does not say."""
     with _opened(path) as file:
         first = file.readline()
     return [store["id"] for store in _parsed_header(path, first)["stores"]] if first.startswith("{") else []
+
+
+_Entry = tuple[str, str, int | None]
+"""(key, SHA-256, size where the report has one)"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfit:
+    """A line that is none of a report: somebody has changed it, so of which file it was is not known."""
+
+    line: int
+    text: str
+
+    def as_difference(self) -> dict[str, str]:
+        expected = "key, sha256, size and store of a file"
+        return {"problem": "not a line of a report", "expected": expected, "found": self.text[:_SHOWN]}
 
 
 def check(path: Path, store: ImageStore) -> Checked:
@@ -229,14 +253,15 @@ def check(path: Path, store: ImageStore) -> Checked:
     engine = CopyEngine(lanes=1)
     control = Control()
     try:
-        for key, sha256, size in _entries(path, str(store.uuid) if several else ""):
-            found, read = difference(engine, driver, control, key, sha256, size)
+        for entry in _entries(path, str(store.uuid) if several else ""):
             result.files += 1
+            if isinstance(entry, _Unfit):
+                result.tell(f"line {entry.line} of the report", entry.as_difference())
+                continue
+            found, read = difference(engine, driver, control, *entry)
             result.bytes += read
             if found is not None:
-                result.findings_count += 1
-                if len(result.findings) < _KEPT:
-                    result.findings.append({"path": key, **found})
+                result.tell(entry[0], found)
     finally:
         engine.close()
     return result
@@ -249,7 +274,7 @@ def _opened(path: Path) -> io.TextIOWrapper:
         raise Invalid(f"The report cannot be read: {error.strerror}.", remedy="Name its file.", field="report") from None
 
 
-def _entries(path: Path, store: str) -> Iterator[tuple[str, str, int | None]]:
+def _entries(path: Path, store: str) -> Iterator[_Entry | _Unfit]:
     with _opened(path) as file:
         first = file.readline()
         if first.startswith("{"):
@@ -262,15 +287,20 @@ def _entries(path: Path, store: str) -> Iterator[tuple[str, str, int | None]]:
 def _parsed_header(path: Path, first: str) -> dict[str, Any]:
     if first.rstrip("\n").endswith(f", {_ITEMS}"):
         found = _loaded(path, first.rstrip("\n").removesuffix(f", {_ITEMS}") + "}")
-        if found.get("format") == FORMAT and found.get("version") == 1:
+        if found.get("format") == FORMAT and found.get("version") == 1 and _names_stores(found):
             return found
     raise _no_report(path, "it does not begin as one")
 
 
-def _of_json(path: Path, file: Iterable[str], store: str) -> Iterator[tuple[str, str, int | None]]:
+def _names_stores(header: Mapping[str, Any]) -> bool:
+    stores = header.get("stores")
+    return isinstance(stores, list) and all(isinstance(store, dict) and isinstance(store.get("id"), str) for store in stores)
+
+
+def _of_json(path: Path, file: Iterable[str], store: str) -> Iterator[_Entry | _Unfit]:
     count = 0
     listing = True
-    for line in file:
+    for number, line in enumerate(file, 2):
         text = line.rstrip("\n")
         if text == _UNKNOWN:
             listing = False
@@ -282,12 +312,15 @@ def _of_json(path: Path, file: Iterable[str], store: str) -> Iterator[tuple[str,
         elif listing:
             entry = _loaded(path, text.removesuffix(","))
             count += 1
-            if store in {"", entry["store"]}:
-                yield entry["key"], entry["sha256"], entry["size"]
+            key, sha256, size, on = (entry.get(name) for name in ("key", "sha256", "size", "store"))
+            if not (isinstance(key, str) and isinstance(sha256, str) and isinstance(on, str) and type(size) is int and sha256):
+                yield _Unfit(number, text)
+            elif store in {"", on}:
+                yield key, sha256, size
     raise _no_report(path, "it is cut off")
 
 
-def _of_sums(path: Path, first: str, file: Iterable[str]) -> Iterator[tuple[str, str, int | None]]:
+def _of_sums(path: Path, first: str, file: Iterable[str]) -> Iterator[_Entry]:
     for line in chain([first], file):
         escaped, text = line.startswith("\\"), line.rstrip("\n").removeprefix("\\")
         digest, _, key = text.partition("  ")
@@ -297,7 +330,7 @@ def _of_sums(path: Path, first: str, file: Iterable[str]) -> Iterator[tuple[str,
 
 
 def _unescaped(match: re.Match[str]) -> str:
-    return "\n" if match.group(1) == "n" else match.group(1)
+    return {"n": "\n", "r": "\r"}.get(match.group(1), match.group(1))
 
 
 def _loaded(path: Path, text: str) -> dict[str, Any]:
@@ -305,7 +338,9 @@ def _loaded(path: Path, text: str) -> dict[str, Any]:
         found = json.loads(text)
     except ValueError:
         raise _no_report(path, "a line is not JSON") from None
-    return dict(found)
+    if not isinstance(found, dict):
+        raise _no_report(path, "a line is not an object of JSON")
+    return found
 
 
 def _no_report(path: Path, why: str) -> Invalid:

@@ -10,6 +10,8 @@ from typing import Any
 
 from django.http import HttpRequest, StreamingHttpResponse
 
+from cloudstorage.spreadsheets import harmless
+
 _TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json"}
 
 
@@ -38,7 +40,7 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]
     writer = csv.writer(_Line())
     yield writer.writerow(columns)
     for row in rows:
-        yield writer.writerow([_harmless(_plain(value)) for value in row])
+        yield writer.writerow([harmless(_plain(value)) for value in row])
 
 
 def _json(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
@@ -55,8 +57,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return json.dumps(value)
     return "" if value is None else str(value)
-
-
-def _harmless(value: str) -> str:
-    """A spreadsheet takes a cell that begins so for a formula."""
-    return f"'{value}" if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value

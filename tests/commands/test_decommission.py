@@ -149,6 +149,19 @@ def test_report_that_is_cut_off_or_none_at_all_is_refused(run, filled, tmp_path)
         assert (ended.code, "is not the report of a retired store" in ended.err) == (2, True), name
     assert run("migration_verify", "--report", str(tmp_path / "none")).code == 2
 
+    lines = [line.removesuffix(",\n") for line in whole[1:4]]
+    edited = [{**json.loads(lines[0]), "size": None}, {}, {"key": json.loads(lines[2])["key"]}]
+    (tmp_path / "edited").write_text("".join([whole[0], *(json.dumps(line) + ",\n" for line in edited), *whole[4:]]))
+    ended = run("migration_verify", "--report", str(tmp_path / "edited"))
+    assert ended.code == 10
+    assert [f"not a line of a report: line {n} of the report" in ended.out for n in range(1, 6)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
 
 def test_difference_ends_it_with_exit_code_10_and_its_name(run, filled):
     store = ready_to_retire(filled)
@@ -173,6 +186,7 @@ def test_cancel_and_look_again(run, filled):
 
 def test_report_spells_odd_names_as_sha256sum_does(run, filled, tmp_path):
     filled.snapshot("back\\slash", "east")
+    filled.snapshot("=HYPERLINK(1)", "east")
     ready_to_retire(filled)
     assert run("store_decommission", "nfs-east", "--yes", "--wait").code == 0
     run("store_decommission", "nfs-east", "--report", str(tmp_path / "report"))
@@ -180,4 +194,8 @@ def test_report_spells_odd_names_as_sha256sum_does(run, filled, tmp_path):
     fetch(tmp_path / "fetched")
     subprocess.run(["sha256sum", "--quiet", "-c", str(sums)], cwd=tmp_path / "fetched", check=True)
     assert "back\\\\slash" in sums.read_text()
+    table = (tmp_path / "report" / "retired-nfs-east.csv").read_text()
+    assert ",'=HYPERLINK(1)," in table, "no spreadsheet takes a name for a formula"
+    items = json.loads((tmp_path / "report" / "retired-nfs-east.json").read_text())["items"]
+    assert "=HYPERLINK(1)" in {item["name"] for item in items}
     assert run("migration_verify", "--report", str(sums), "--json").json()["findings_count"] == 0
