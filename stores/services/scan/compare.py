@@ -90,7 +90,7 @@ def _compare_page(
     for info in page:
         place = _place(info.key)
         if place is not None:
-            paths[place.kind] |= set(_candidates(info.key, place.folder))
+            paths[place.kind] |= set(layout.install_paths(info.key))
     known = load(store, {kind: sorted(found) for kind, found in paths.items()})
     strangers = []
     problems: dict[Kind, dict[int, str]] = defaultdict(dict)
@@ -102,7 +102,7 @@ def _compare_page(
             else:
                 report.unknown.add(info.key, "Not in CloudStack's layout.")
             continue
-        refs = [known[path] for path in _candidates(info.key, place.folder) if path in known]
+        refs = [known[path] for path in layout.install_paths(info.key) if path in known]
         row = next((ref.files[info.key] for ref in refs if info.key in ref.files), None)
         if row is None:
             strangers.append(info)
@@ -165,14 +165,6 @@ def _judge_strangers(store: ImageStore, driver: StoreDriver, strangers: Sequence
 def _place(key: str) -> layout.Place | None:
     """Where an object lies by its key; None where it is no item's, and no row could be asked for such a key."""
     return layout.parse(key) if layout.is_storable(key) else None
-
-
-def _candidates(key: str, folder: str) -> list[str]:
-    """Install paths that an object may lie below: its own key and every folder down to that of the item."""
-    paths = [key]
-    while len(paths[-1]) > len(folder):
-        paths.append(paths[-1].rpartition("/")[0])
-    return paths
 
 
 def _pages(listing: Iterator[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
