@@ -35,6 +35,7 @@ from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
 from cloudstorage.errors import Conflict, Invalid
+from cloudstorage.files import publish
 from cloudstorage.models import Installation
 
 FORMAT = 1
@@ -97,7 +98,7 @@ def write(path: Path, *, passphrase: str) -> Manifest:
         reach("backup.written")
         verify(temporary, passphrase=passphrase)
         try:
-            os.link(temporary, path)
+            publish(temporary, path)
         except FileExistsError:
             raise Conflict(f"{path} was made by somebody else meanwhile.", remedy="Choose another name.", field="file") from None
     finally:
@@ -344,7 +345,7 @@ def _place_ring(ring: bytes) -> None:
         os.fsync(file.fileno())
     try:
         with suppress(FileExistsError):  # it has all these keys, as was seen
-            os.link(temporary, path)
+            publish(temporary, path)
     finally:
         temporary.unlink()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from cloudstorage.files import publish
 from cloudstorage.models import Installation
 
 _PREFIX = "fernet:"
@@ -24,10 +26,8 @@ def _create(path: Path) -> None:
             file.write(Fernet.generate_key() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
+        with suppress(FileExistsError):  # another process has made it at the same moment
+            publish(temporary, path)
     finally:
         temporary.unlink()
 
