@@ -21,6 +21,8 @@ from stores.states import Proof
 MiB = 1024 * 1024
 MARKER_KEY = ".cloudstorage.json"
 """The ownership marker at the root (or prefix) of every store."""
+MARKER_LIMIT = 64 * 1024
+"""What is longer is no marker of ours, and is not read to its end."""
 
 OptionKind = Literal["text", "integer", "boolean", "choice"]
 EntryKind = Literal["file", "symlink", "special", "unreadable"]

@@ -17,6 +17,7 @@ from stores.drivers import confined, mounts, nfs_files, nfs_probe, probe
 from stores.drivers import nfs_uploads as uploads
 from stores.drivers.base import (
     MARKER_KEY,
+    MARKER_LIMIT,
     Capabilities,
     MiB,
     ObjectInfo,
@@ -35,8 +36,6 @@ from stores.drivers.base import (
 from stores.drivers.confined import closing, components, folder, translating
 from stores.drivers.errors import Foreign, Misconfigured, NotFound, SourceChanged, StoreError, Unavailable, UploadGone
 from stores.drivers.nfs_files import TMP, TRASH, Walk, info_of, safe_names
-
-_MAX_MARKER = 64 * 1024
 
 
 class NFSReader(Reader):
@@ -467,7 +466,7 @@ def _marker(root: Root) -> Mapping[str, str] | None:
     except FileNotFoundError:
         return None
     with closing(handle):
-        content = confined.read_exactly(handle, 0, _MAX_MARKER)
+        content = confined.read_exactly(handle, 0, MARKER_LIMIT)
     return _parsed(content)
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 from stores.drivers import s3_wire as wire
 from stores.drivers.base import (
     MARKER_KEY,
+    MARKER_LIMIT,
     Capabilities,
     Digest,
     ObjectInfo,
@@ -53,7 +54,6 @@ from stores.states import Proof
 TOKEN = "cs-token"  # noqa: S105 - the name of a metadata field
 MAX_KEY = 1024
 HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
-MARKER_LIMIT = 64 * 1024
 MAX_PRESIGN = 7 * 24 * 3600
 
 

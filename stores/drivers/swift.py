@@ -19,6 +19,7 @@ from stores.drivers import swift_names as names
 from stores.drivers import swift_probe
 from stores.drivers.base import (
     MARKER_KEY,
+    MARKER_LIMIT,
     Capabilities,
     Digest,
     MiB,
@@ -181,9 +182,12 @@ class SwiftDriver(StoreDriver):
         return swift_probe.probe(self)
 
     def read_marker(self) -> Mapping[str, str] | None:
-        response = self.session.request("GET", self.container, self.object_name(MARKER_KEY), allow=(404,))
+        first = {"Range": f"bytes=0-{MARKER_LIMIT - 1}"}
+        response = self.session.request("GET", self.container, self.object_name(MARKER_KEY), headers=first, allow=(404, 416))
         if response.status == 404:
             return None
+        if response.status == 416:  # it is empty
+            return {}
         try:
             marker = json.loads(response.body)
         except ValueError:

@@ -902,16 +902,29 @@ def test_upload_is_gone_when_the_segments_container_vanished(driver: SwiftDriver
     assert read(other) == some_bytes(PART + 1)
 
 
-def test_store_is_refused_when_it_lost_its_marker(driver: SwiftDriver, swift_server: SwiftServer) -> None:
+def test_store_is_refused_when_it_lost_its_marker(
+    driver: SwiftDriver, swift_server: SwiftServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver.check()
+    read: list[int] = []
+    request = driver.session.request
+
+    def note_size(*given: Any, **more: Any) -> Any:
+        answer = request(*given, **more)
+        read.append(len(answer.body))
+        return answer
+
+    monkeypatch.setattr(driver.session, "request", note_size)
     swift_server.request("DELETE", f"/{driver.container}/.cloudstorage.json")
     with pytest.raises(Unavailable, match="marker"):
         driver.check()
-    swift_server.request("PUT", f"/{driver.container}/.cloudstorage.json", body=b"not json")
-    with pytest.raises(Foreign):
-        driver.check()
-    with pytest.raises(Foreign):
-        driver.claim()
+    for no_marker in (b"not json", b"", b" " * MiB):
+        swift_server.request("PUT", f"/{driver.container}/.cloudstorage.json", body=no_marker)
+        with pytest.raises(Foreign):
+            driver.check()
+        with pytest.raises(Foreign):
+            driver.claim()
+    assert max(read) <= 64 * 1024, "whoever put it there does not decide how much is read"
 
 
 # --- servers that misbehave --------------------------------------------------------------------------------------------
