@@ -11,6 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.db import DatabaseError, IntegrityError, OperationalError, connection, transaction
 from django.db.models import Count, Exists, F, Max, OuterRef, QuerySet, Sum
+from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
 from cloudstorage import audit, checkpoints
@@ -22,7 +23,7 @@ from migration.findings import Finding, details_digest, fingerprint, known_findi
 from migration.models import Conversion, ConversionStore, Draft, Preflight, Verification
 from migration.states import CONVERSION_TRANSITIONS, ConversionEvent, ConversionState
 from stores.models import KINDS, ImageStore, Kind, Template, TemplateStoreRef, TemplateZoneRef, Zone
-from stores.services import image_stores
+from stores.services import holds, image_stores
 from stores.states import READABLE, RefState, Role, StoreState, allowed_events
 
 ACTION = "conversion.convert"
@@ -70,7 +71,7 @@ class ConvertPlan:
     reused: dict[str, int]
     """Items, by kind, that are: they need not be moved again."""
     counted: dict[str, int]
-    """NFS refs whose ref count rises by one, by kind."""
+    """Copies on NFS, staged ones too, whose ref count rises by one, by kind."""
     templates_made_region_wide: int
     preflight: str | None
     overridden: list[str]
@@ -95,11 +96,6 @@ class _Gate:
 def open_conversion() -> Conversion | None:
     """The conversion that is neither committed nor rolled back, if there is one."""
     return Conversion.objects.select_related("object_store").filter(state__in=OPEN_STATES).first()
-
-
-def pinned_store_ids() -> set[int]:
-    """Stores whose refs are originals: nothing on them may be evicted while their conversion is open."""
-    return set(ConversionStore.objects.filter(conversion__state__in=OPEN_STATES).values_list("store_id", flat=True))
 
 
 def pinned_by(store: ImageStore) -> Conversion | None:
@@ -248,6 +244,9 @@ def insist(findings: Sequence[Finding], accepted: Sequence[str]) -> None:
 
 def _plan(gate: _Gate, known: ImageStore | None) -> ConvertPlan:
     """`known`: the object store, where it was detached by an earlier roll-back."""
+    if known is not None:
+        _refuse_deletes(gate.stores, known)
+    staging = list(ImageStore.objects.filter(role=Role.IMAGE_CACHE).exclude(state=StoreState.REMOVED))
     refs: dict[int, dict[str, dict[str, int]]] = {store.pk: {} for store in gate.stores}
     promised: dict[str, int] = {}
     reused: dict[str, int] = {}
@@ -257,7 +256,9 @@ def _plan(gate: _Gate, known: ImageStore | None) -> ConvertPlan:
         for store_id, count, size in readable.values_list("store_id").annotate(Count("id"), Sum("size")):
             refs[store_id][kind] = {"count": count, "bytes": size}
         missing = readable if known is None else readable.filter(~_is_on(kind, known))
-        counted[kind], promised[kind] = missing.aggregate(n=Count("id"), items=Count("item_id", distinct=True)).values()
+        promised[kind] = missing.aggregate(items=Count("item_id", distinct=True))["items"]
+        staged = KINDS[kind].ref.objects.filter(item__in=missing.values("item"), store__in=staging, state__in=READABLE)
+        counted[kind] = missing.count() + staged.count()
         reused[kind] = _reused(kind, gate.stores, known) if known else 0
     zones = []
     templates = _readable(Kind.TEMPLATE, gate.stores).values("item_id").distinct()
@@ -294,9 +295,21 @@ def _plan(gate: _Gate, known: ImageStore | None) -> ConvertPlan:
 
 
 def _is_on(kind: Kind, target: ImageStore) -> Exists:
-    """Whether a ref's item has a ref on the object store that was not destroyed."""
+    """Whether a ref's item has a ref on the object store that was neither destroyed nor found damaged."""
     there = KINDS[kind].ref.objects.filter(store=target.pk, item=OuterRef("item"))
-    return Exists(there.exclude(state=RefState.DESTROYED))
+    return Exists(there.exclude(state__in=[RefState.DESTROYED, RefState.FAILED]))
+
+
+def _refuse_deletes(stores: Sequence[ImageStore], target: ImageStore) -> None:
+    """What a roll-back left to be removed stands in the place of the item's next promise until it is gone."""
+    going = 0
+    for kind, models in KINDS.items():
+        needed = _readable(kind, stores).filter(item=OuterRef("item"))
+        going += models.ref.objects.filter(Exists(needed), store=target.pk, state=RefState.DESTROYING).count()
+    if going:
+        told = f"{going} former cop{pluralize(going, 'y,ies')} on {target.name} wait{pluralize(going, 's,')} to be removed"
+        message = f"{told}, of items that are on NFS."
+        raise Busy(message, remedy="Let a worker remove them (manage.py worker), then convert again.", field="name")
 
 
 def _reused(kind: Kind, stores: Sequence[ImageStore], target: ImageStore) -> int:
@@ -350,6 +363,9 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
     now = timezone.now()
     store = image_stores.save_store(prepared)
     image_stores.record_added(actor, store)
+    fresh = not any(models.ref.objects.filter(store=store).exists() for models in KINDS.values())
+    if not fresh:
+        _refuse_deletes(gate.stores, store)
     reused = {kind: _reused(kind, gate.stores, store) for kind in KINDS}
     conversion = Conversion.objects.create(
         object_store=store,
@@ -362,7 +378,6 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
         ConversionStore(conversion=conversion, store=nfs, former_role=nfs.role, former_readonly=nfs.readonly)
         for nfs in gate.stores
     )
-    fresh = not any(models.ref.objects.filter(store=store).exists() for models in KINDS.values())
     promised = {kind: _promise(kind, gate.stores, store, now, fresh=fresh) for kind in KINDS}
     staging, templates = _hold_still(gate, conversion)
     if connection.features.has_select_for_update:
@@ -444,11 +459,15 @@ def _promise(kind: Kind, stores: Sequence[ImageStore], target: ImageStore, now: 
     """One Promised ref on the target for each readable item that has none there; on a `fresh` target none has. The size is that
     of the largest copy: zones' copies can differ. In the items' order, which halves the work on a million rows: indexes and the
     check of each item's key then touch page after page."""
-    readable = _readable(kind, stores)
-    missing = readable if fresh else readable.filter(~_is_on(kind, target))
+    readable = missing = _readable(kind, stores)
+    again = 0
+    if not fresh:
+        damaged = KINDS[kind].ref.objects.filter(Exists(readable.filter(item=OuterRef("item"))), store=target.pk)
+        again = holds.promise_damaged(damaged)
+        missing = readable.filter(~_is_on(kind, target))
     items = missing.values("item_id").annotate(content=Max("size")).order_by("item_id")
     values = {"item": F("item_id"), "store": target.pk, "state": RefState.PROMISED, "size": F("content")}
-    return insert_select(KINDS[kind].ref, items, values | {"created": now, "updated": now})
+    return again + insert_select(KINDS[kind].ref, items, values | {"created": now, "updated": now})
 
 
 def _show_in_all_zones(conversion: Conversion, store: ImageStore, now: datetime) -> int:

@@ -299,6 +299,7 @@ def _turn_back(conversion: Conversion, ours: Q) -> dict[str, Any]:
             state=next_state(REF_TRANSITIONS, RefState.PROMISED, RefEvent.DESTROY_REQUESTED),
             updated=Now(),
             update_count=F("update_count") + 1,
+            error_str="",
         )
         promised[str(kind)] = withdrawn + promises.update(
             state=_destroyed(RefState.PROMISED), updated=Now(), update_count=F("update_count") + 1

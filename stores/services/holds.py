@@ -105,16 +105,20 @@ def make_promises(kind: Kind, store_id: int, refs: Collection[Any]) -> str:
         missing = [ref for ref in chunk if ref.item_id not in there]
         promised = [model(store=target, item_id=ref.item_id, state=RefState.PROMISED, size=ref.size) for ref in missing]
         model.objects.bulk_create(promised)
-        # What was found damaged there, and was the only copy then, can be copied again.
-        known.filter(state=RefState.FAILED).update(
-            state=next_state(REF_TRANSITIONS, RefState.FAILED, RefEvent.PROOF_WITHDRAWN),
-            install_path="",
-            proof="",
-            updated=Now(),
-            update_count=F("update_count") + 1,
-        )
+        promise_damaged(known)
     keep_promises(kind, [ref.item_id for ref in refs])
     return str(target.uuid)
+
+
+def promise_damaged(refs: QuerySet[Any]) -> int:
+    """What was found damaged on the object store, and was the only copy then, can be copied again; returns how many."""
+    return refs.filter(state=RefState.FAILED).update(
+        state=next_state(REF_TRANSITIONS, RefState.FAILED, RefEvent.PROOF_WITHDRAWN),
+        install_path="",
+        proof="",
+        updated=Now(),
+        update_count=F("update_count") + 1,
+    )
 
 
 def keep_promises(kind: Kind, item_ids: Collection[int]) -> None:

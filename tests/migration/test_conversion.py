@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from cloudstorage.errors import Blocked, Busy, Conflict, Denied, Invalid
 from cloudstorage.models import AuditEvent
 from migration import conversion as conversion_module
-from migration.conversion import ConvertPlan, convert, open_conversion, pinned_store_ids, update_cloud_to_use_object_store
+from migration.conversion import ConvertPlan, convert, open_conversion, pinned_by, update_cloud_to_use_object_store
 from migration.models import Conversion
 from migration.preflight import preflight
 from stores.models import KINDS, ImageStore, Kind, SnapshotStoreFile, Template, TemplateStoreRef, TemplateZoneRef
@@ -67,7 +67,7 @@ def test_nfs_stores_become_staging_stores_when_converted(filled, target, admin):
     former = {entry.store.name: entry.former_role for entry in conversion.stores.select_related("store")}
     assert former == {"nfs-east": Role.IMAGE, "nfs-west": Role.IMAGE}
     assert open_conversion() == conversion
-    assert pinned_store_ids() == {store.pk for store in filled.stores.values()}
+    assert [pinned_by(store) for store in filled.stores.values()] == [conversion, conversion]
 
 
 def test_counts_are_those_of_holds_and_promises_when_converted(converted):
@@ -79,7 +79,8 @@ def test_staged_copies_of_before_are_counted_too_when_converted(filled, target, 
     ImageStore.objects.filter(pk=store.pk).update(role=Role.IMAGE_CACHE)
     filled.put(Template.objects.get(name="both"), "north", "template/tmpl/2/999")
     preflight(actor=admin, **target)
-    convert(actor=admin, **target)
+    plan = convert(actor=admin, dry_run=True, **target)
+    assert convert(actor=admin, **target).counts["counted"] == plan.counted
     assert refs(Kind.TEMPLATE, store=store) == [("both", "Ready", 1)]
     assert holds.recount() == []
 

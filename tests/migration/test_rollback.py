@@ -7,19 +7,20 @@ import io
 from typing import Any
 
 import pytest
+from django.db import transaction
 
-from cloudstorage.errors import Blocked, Conflict, Denied, Missing
+from cloudstorage.errors import Blocked, Busy, Conflict, Denied, Missing
 from cloudstorage.models import AuditEvent
 from migration import drain, homeward, rollback
 from migration.commit import commit
-from migration.conversion import ConvertPlan, convert, open_conversion, pinned_store_ids
+from migration.conversion import ConvertPlan, convert, open_conversion, pinned_by
 from migration.models import Conversion, Drain, Rollback, Verification
 from migration.states import ConversionState, DrainState
 from stores import tasks
 from stores.drivers.errors import Full
 from stores.drivers.nfs import NFSDriver
 from stores.models import KINDS, Hold, ImageStore, Kind, Template, TemplateZoneRef, Transfer, Worker, WorkerReach
-from stores.services import holds, items, transfers
+from stores.services import holds, items, proofs, transfers
 from stores.services.inventory import open_content
 from stores.services.uploads import register_upload
 from stores.states import RefState, Role, StoreState, TransferState
@@ -129,7 +130,7 @@ def assert_on_nfs(region, converted: Conversion) -> None:
     assert not TemplateZoneRef.objects.filter(removed=None).exclude(added_by=None).exists()
     assert holds.recount() == []
     assert open_conversion() is None
-    assert pinned_store_ids() == set()
+    assert [pinned_by(store) for store in region.stores.values()] == [None, None]
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99], ids=["0 %", "50 %", "99 %"])
@@ -207,6 +208,51 @@ def test_it_can_be_converted_to_the_same_store_again_and_what_is_proven_there_is
     assert Transfer.objects.filter(batch=second.batch_id).count() == len(before) - proven
     for models in KINDS.values():
         assert not models.ref.objects.filter(store=again.object_store, state=RefState.PROMISED).exists()
+    assert contents(viewer) == before
+
+
+def on_objects(converted: Conversion, name: str) -> Any:
+    return KINDS[Kind.VOLUME].ref.objects.exclude(state=RefState.DESTROYED).get(store=converted.object_store, item__name=name)
+
+
+def test_what_a_rollback_left_to_be_removed_is_waited_for_and_its_item_promised_then(
+    region, before, converted, worker, admin, operator, viewer, target
+):
+    drain_some(converted, worker, operator, 1)
+    ref = on_objects(converted, "data")
+    with transaction.atomic():
+        proofs.withdraw(Kind.VOLUME, [ref.pk], "damaged: a bit is another")
+    bring_home(rollback.start(actor=admin, conversion=converted), worker)
+    assert on_objects(converted, "data").state == RefState.DESTROYING
+    unchanged = dump()
+    for dry_run in (True, False):
+        with pytest.raises(Busy, match="1 former copy on objects"):
+            convert(actor=admin, override=BYPASS, dry_run=dry_run, **target)
+    assert changed(unchanged, dump()) == set()
+    tasks.clean_up()
+    again = convert(actor=admin, override=BYPASS, **target)
+    assert again.counts["promised"] == {"template": 0, "snapshot": 0, "volume": 1}
+    assert on_objects(converted, "data").state == RefState.PROMISED
+    assert contents(viewer) == before
+
+
+def test_what_was_damaged_on_the_object_store_is_promised_when_it_is_on_nfs_and_converted_again(
+    region, before, converted, worker, admin, operator, viewer, target
+):
+    drain_some(converted, worker, operator, 1)
+    bring_home(rollback.start(actor=admin, conversion=converted), worker)
+    damaged = KINDS[Kind.VOLUME].ref.objects.filter(pk=on_objects(converted, "data").pk)
+    damaged.update(state=RefState.FAILED, proof="", proven_at=None, error_str="damaged: a bit is another; this was the only copy")
+    plan = convert(actor=admin, override=BYPASS, dry_run=True, **target)
+    again = convert(actor=admin, override=BYPASS, **target)
+    assert isinstance(plan, ConvertPlan)
+    assert again.counts["promised"] == plan.promised == {"template": 0, "snapshot": 0, "volume": 1}
+    assert again.counts["counted"] == plan.counted == {"template": 0, "snapshot": 0, "volume": 1}
+    assert holds.recount() == []
+    second = drain.start(actor=operator, drain=drain.plan(actor=operator, conversion=again, canary_items=0))
+    drain.advance(second)
+    pump(worker)
+    assert on_objects(converted, "data").state == RefState.READY
     assert contents(viewer) == before
 
 
