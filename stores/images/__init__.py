@@ -5,6 +5,7 @@ Everything here treats the bytes it reads as hostile: reads are bounded, links a
 
 from stores.images.chains import Chain, chain_of, resolve_backing, verify_link
 from stores.images.header import (
+    MAX_SIZE,
     FileReader,
     ImageError,
     ImageHeader,
@@ -35,6 +36,7 @@ from stores.images.vhd import check_vhd
 
 __all__ = [
     "FORMAT_OF_SUFFIX",
+    "MAX_SIZE",
     "Chain",
     "FileReader",
     "FormatEntry",

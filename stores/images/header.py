@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 MAX_HEADER_BYTES = 8 * 1024 * 1024
+MAX_SIZE = 2**63 - 1
+"""Bytes that an image can have at all, and that a row can hold."""
 """No header of any format needs more; a file that asks for more is lying."""
 
 _PROTOCOL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
@@ -55,6 +57,18 @@ class FileReader:
         os.close(self.fd)
 
 
+class Budget:
+    """How many bytes may still be read, by all that share it."""
+
+    def __init__(self, left: int = MAX_HEADER_BYTES) -> None:
+        self.left = left
+
+    def halve(self) -> Budget:
+        """Give half of it away."""
+        self.left //= 2
+        return Budget(self.left)
+
+
 class Source:
     """A window of a reader that never asks outside the file and never for more than a header's worth."""
 
@@ -63,12 +77,12 @@ class Source:
         reader: Reader,
         start: int = 0,
         size: int | None = None,
-        budget: int = MAX_HEADER_BYTES,
+        budget: Budget | None = None,
     ) -> None:
         self._reader = reader
         self._start = start
         self.size = reader.size if size is None else size
-        self._left = budget
+        self.budget = budget or Budget()
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes, else `Truncated`."""
@@ -82,9 +96,9 @@ class Source:
         if offset < 0 or length <= 0 or offset >= self.size:
             return b""
         length = min(length, self.size - offset)
-        if length > self._left:
+        if length > self.budget.left:
             raise Truncated("the header asks for more bytes than any honest one")
-        self._left -= length
+        self.budget.left -= length
         data = bytearray()
         while len(data) < length:
             chunk = self._reader.pread(self._start + offset + len(data), length - len(data))
@@ -96,9 +110,9 @@ class Source:
     def unpack(self, layout: str, offset: int) -> tuple[Any, ...]:
         return struct.unpack(layout, self.read(offset, struct.calcsize(layout)))
 
-    def window(self, start: int, size: int) -> Source:
+    def window(self, start: int, size: int, budget: Budget) -> Source:
         """A part of this source (a member of an archive) as a source of its own."""
-        return Source(self._reader, self._start + start, max(0, min(size, self.size - start)))
+        return Source(self._reader, self._start + start, max(0, min(size, self.size - start)), budget)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from stores.images import qcow2, vhd, vhdx, vmdk
-from stores.images.header import ImageHeader, Reader, Source, Truncated, text_of
+from stores.images.header import MAX_SIZE, ImageHeader, Reader, Source, Truncated, text_of
 
 FORMAT_OF_SUFFIX = {
     ".qcow2": "qcow2",
@@ -25,7 +25,6 @@ FORMAT_OF_SUFFIX = {
 """CloudStack's file suffixes (its Storage.ImageFormat) and the format each stands for."""
 
 _HEAD = 4096
-_MAX_SIZE = 2**63 - 1
 _SECTOR = 512
 _MAX_MEMBERS = 1000
 _MAX_MEMBER_NAME = 4096
@@ -61,7 +60,7 @@ def _probe(src: Source) -> ImageHeader:
         header = parse(src)
     except Truncated as error:
         return ImageHeader(name, None, problems=(f"the header is damaged or cut short: {error}",))
-    if header.virtual_size is not None and header.virtual_size > _MAX_SIZE:
+    if header.virtual_size is not None and header.virtual_size > MAX_SIZE:
         problem = f"a virtual size of {header.virtual_size} bytes is impossible"
         return replace(header, virtual_size=None, problems=(*header.problems, problem))
     return header
@@ -132,17 +131,19 @@ def _iso(src: Source) -> ImageHeader:
 
 
 def _tar(src: Source) -> ImageHeader:
-    """Member list of an OVA or tar; the virtual size is the sum of the disks inside (one level, never deeper)."""
+    """Member list of an OVA or tar; the virtual size is the sum of the disks inside (one level, never deeper), where they all
+    together do not ask for more than one honest header."""
     members: list[tuple[str, int]] = []
     problems: list[str] = []
     disks: list[int | None] = []
+    of_disks = src.budget.halve()
     for name, data_at, size in _tar_members(src, problems):
         if len(members) == _MAX_MEMBERS:
             problems.append(f"more than {_MAX_MEMBERS} members: the rest is not listed")
             break
         members.append((name, size))
         if name.lower().endswith(".vmdk"):
-            disks.append(_disk_size(src.window(data_at, size)))
+            disks.append(_disk_size(src.window(data_at, size, of_disks)))
     is_ova = any(name.lower().endswith(".ovf") for name, _ in members)
     known = [size for size in disks if size is not None]
     return ImageHeader(

@@ -10,7 +10,7 @@ import struct
 import uuid
 from dataclasses import dataclass, replace
 
-from stores.images.header import ImageHeader, Reader, Source, base_name, text_of
+from stores.images.header import Budget, ImageHeader, Reader, Source, base_name, text_of
 
 COOKIE = b"conectix"
 SECTOR = 512
@@ -99,7 +99,7 @@ def check_vhd(reader: Reader) -> list[str]:
 
     qemu-img must not be asked about a differencing VHD, so this is what proves its structure.
     """
-    src = Source(reader, budget=_MAX_TABLE_ENTRIES * 4 + 4096)
+    src = Source(reader, budget=Budget(_MAX_TABLE_ENTRIES * 4 + 4096))
     footer = _footer(src, src.size - SECTOR) or _footer(src, 0)
     if footer is None or footer.disk_type not in (DYNAMIC, DIFFERENCING):
         return []

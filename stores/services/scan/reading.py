@@ -12,6 +12,7 @@ from stores.drivers.base import ObjectInfo, Reader, StoreDriver
 from stores.drivers.errors import NotFound, StoreError, Unavailable, UnsafeName
 from stores.images import (
     FORMAT_OF_SUFFIX,
+    MAX_SIZE,
     ImageHeader,
     PropertiesError,
     TemplateProperties,
@@ -147,7 +148,7 @@ class _FolderReader:
             found.format = formats[0]
         found.size = found.size or props.virtualsize
         found.hypervisor = layout.hypervisor_of(found.format)
-        self.contents.items.append(found)
+        self._take(found)
 
     def read_volume(self) -> None:
         found, files, properties = self._described(layout.VOLUME_PROPERTIES)
@@ -165,7 +166,7 @@ class _FolderReader:
         if not self._fill(found, files, named, problem):
             return
         found.name = values.get("uniquename") or found.name
-        self.contents.items.append(found)
+        self._take(found)
 
     def _described(self, properties_name: str) -> tuple[FoundItem, dict[str, ObjectInfo], bytes | None]:
         """The item to fill, its directory's other files by name, and the content of its properties file."""
@@ -232,8 +233,9 @@ class _FolderReader:
     ) -> None:
         """Files that CloudStack unpacks from an OVA beside it are the item's; all others are nobody's."""
         members = {name for header in headers.values() for name, _ in header.members}
+        sorted_out = {*headers, *chosen}
         for name, info in files.items():
-            if name in headers or name in chosen:
+            if name in sorted_out:
                 continue
             if name in members:
                 found.files.append(_file_of(info, format=FORMAT_OF_SUFFIX.get(_suffix(name), "")))
@@ -266,7 +268,7 @@ class _FolderReader:
             found.hypervisor = "KVM" if found.format == "RAW" else layout.hypervisor_of(found.format)
             found.size = header.virtual_size
             found.parent, found.depth = parents[name] or "", depths[name]
-            self.contents.items.append(found)
+            self._take(found)
         for name, inside in folders.items():
             self._read_snapshot_folder(name, inside)
 
@@ -287,8 +289,18 @@ class _FolderReader:
                 found.files.append(_file_of(info, format=_suffix(inner)[1:] if known else ""))
         sizes = [header.virtual_size for header in headers.values() if header.virtual_size is not None]
         found.size = sum(sizes) if sizes and len(sizes) == len(headers) else None
+        if found.size is not None and found.size > MAX_SIZE:
+            found.problem = f"its disks together say {found.size} bytes, which is impossible"
+            found.size = None
         found.files.sort(key=lambda file: file.path)
-        self.contents.items.append(found)
+        self._take(found)
+
+    def _take(self, found: FoundItem) -> None:
+        total = sum(file.size for file in found.files)
+        if total <= MAX_SIZE:
+            self.contents.items.append(found)
+        else:  # sparse files may say so, and no row can
+            self.contents.unreadable.append((found.install_path, f"Its files together say {total} bytes, which is impossible."))
 
     # --- headers -------------------------------------------------------------------------------------------------------
 

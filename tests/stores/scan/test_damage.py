@@ -7,15 +7,21 @@ import errno
 import json
 import random
 import shutil
+import struct
 import subprocess
 import tarfile
 import uuid
 
 import pytest
+from django.utils import timezone
 
+from stores import layout
 from stores.drivers import confined
+from stores.drivers.base import ObjectInfo
 from stores.models import Snapshot, Template
 from stores.services.scan import scan_store
+from stores.services.scan.listing import Folder
+from stores.services.scan.reading import read_folder
 from stores.services.scan.report import printable
 from stores.states import RefState
 from tests.demo import damage
@@ -55,6 +61,31 @@ def test_child_is_reported_when_its_vhd_parent_is_another_disk(operator, region,
     report = scan_store(actor=operator, store=zone1)
     assert set(paths(report.corrupt)) >= {file.path for item in chain[1:] for file in item.files}
     assert "written over id" in ref_of(zone1, chain[1]).files.get().problem
+
+
+def test_impossible_sizes_are_problems_of_their_items_and_end_no_scan(operator, region, zone1):
+    """Two disks, each as large as a number can say."""
+    folder = region.zones["zone1"] / "snapshots" / "2" / "77" / "of-vmware"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        header = struct.pack("<4sIIQQQQ", b"KDMV", 1, 0, 2**54 - 1, 128, 0, 0)
+        (folder / f"disk-{number}.vmdk").write_bytes(header.ljust(1024, b"\0"))
+    report = scan_store(actor=operator, store=zone1)
+    assert report.adopted == len(region.of("zone1")) + 1
+    assert "snapshots/2/77/of-vmware" in paths(report.corrupt)
+    found = Snapshot.objects.get(path="of-vmware")
+    assert (found.size, "which is impossible" in found.refs.get().error_str) == (None, True)
+
+
+def test_files_that_are_impossible_together_are_no_item():
+    place = layout.parse("snapshots/2/77/of-vmware/a.ovf")
+    entries = {
+        key: ObjectInfo(key, 2**62, timezone.now(), "v")
+        for key in (f"snapshots/2/77/of-vmware/{name}" for name in ("a.ovf", "b.nvram", "c.mf"))
+    }
+    contents = read_folder(None, Folder(place, entries))
+    assert contents.items == []
+    assert [path for path, _ in contents.unreadable] == ["snapshots/2/77/of-vmware"]
 
 
 def test_damaged_header_is_a_problem_of_its_file_when_scanned(operator, region, zone1):

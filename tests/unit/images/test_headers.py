@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -112,6 +113,21 @@ def test_ova_lists_members_and_disk_size_when_read(real: Path) -> None:
     header = header_of(real / "machine.ova")
     assert (header.format, header.virtual_size, header.problems) == ("ova", SIZE, ())
     assert header.members == (("machine.ovf", 11), ("machine-disk1.vmdk", (real / "stream.vmdk").stat().st_size))
+
+
+def test_disks_of_an_ova_are_read_no_further_than_one_header_altogether() -> None:
+    """Each says that its directory is as long as any: the archive is listed all the same."""
+    head = struct.pack("<4sIIQQQQIQQ", b"KDMV", 1, 0, 128 * 250_000, 128, 0, 0, 1, 0, 1)
+    disk = head.ljust(512, b"\0") + bytes(1_000_000)
+    out = BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for number in range(16):
+            member = tarfile.TarInfo(f"{number}.vmdk")
+            member.size = len(disk)
+            archive.addfile(member, BytesIO(disk))
+        archive.addfile(tarfile.TarInfo("machine.ovf"), BytesIO())
+    header = inspect(Bytes(out.getvalue()))
+    assert (header.format, header.virtual_size, len(header.members), header.problems) == ("ova", None, 17, ())
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
