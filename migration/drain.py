@@ -279,6 +279,7 @@ def _stop_for(drain: Drain, reason: str) -> None:
 def _withdraw(drain: Drain, reason: str) -> None:
     """What such a store says of the canary counts for nothing: all of it is a promise again, and is copied anew on a resume."""
     batch, target = drain.batch, drain.conversion.object_store
+    transfers.plan_alone(target.pk)
     proven = Transfer.objects.filter(batch=batch, canary=True, state=TransferState.PROVEN)
     again = {
         kind: proofs.withdraw(kind, list(proven.filter(kind=kind).values_list("target_ref_id", flat=True)), reason)

@@ -160,7 +160,55 @@ def rivals() -> dict[str, Any]:
     items.finish_deletes()
     told["finished"] = [dict(outcomes), Volume.objects.filter(removed=None).count(), len(holds.recount())]
     told["files left"] = files_left()
+    told["planned and asked for"] = plan_while_asking()
     return told
+
+
+def plan_while_asking() -> list[Any]:
+    """A drain is planned between the two halves of asking for a chain, in the opposite order: the child was promised first."""
+    from django.db import connection, transaction
+
+    from cloudstorage.actors import cli_actor
+    from stores.models import ImageStore, Kind, Snapshot, SnapshotStoreRef, Transfer, TransferBatch
+    from stores.services import transfers
+    from stores.services.transfers import planning
+    from stores.states import Proof, RefState, Role
+
+    z1, objects_url = zone(), "http://objects"
+    common = {"image_provider_name": "S3", "protocol": "http"}
+    nfs = ImageStore.objects.create(name="staging", url="nfs://staging", zone=z1, scope="ZONE", role=Role.IMAGE_CACHE, **common)
+    objects = ImageStore.objects.create(name="objects", url=objects_url, scope="REGION", role=Role.IMAGE, **common)
+    of_volume = {"account_id": 2, "zone": z1, "volume_upstream_id": 9}
+    parent = Snapshot.objects.create(name="parent", path="parent", **of_volume)
+    child = Snapshot.objects.create(name="child", path="child", parent=parent, depth=1, **of_volume)
+    for item in (child, parent):
+        SnapshotStoreRef.objects.create(store=objects, item=item, state=RefState.PROMISED)
+        where = f"snapshots/2/9/{item.name}"
+        SnapshotStoreRef.objects.create(store=nfs, item=item, state=RefState.READY, install_path=where, proof=Proof.ADOPTED)
+    half_way = threading.Event()
+    ensure_one = planning._ensure_one
+
+    def ensure_and_wait(kind: Kind, item: Any, *more: Any) -> Any:
+        made = ensure_one(kind, item, *more)
+        half_way.set()
+        while connection.vendor == "postgresql" and item == parent and not somebody_waits():
+            pass
+        return made
+
+    def somebody_waits() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            return bool(cursor.fetchone()[0])
+
+    def plan() -> None:
+        half_way.wait(60)
+        with transaction.atomic():
+            transfers.plan_batch(TransferBatch.objects.create(name="drain"), objects)
+
+    planning._ensure_one = ensure_and_wait
+    outcomes = at_once(lambda: transfers.ensure(actor=cli_actor(), kind=Kind.SNAPSHOT, item=child), plan)
+    planning._ensure_one = ensure_one
+    return [outcomes, sorted(Transfer.objects.values_list("depth", "priority"))]
 
 
 def files_left() -> list[str]:

@@ -65,6 +65,7 @@ def test_nothing_is_lost_or_done_twice_when_many_act_at_once(request, engine, tm
         "deleted twice": {"done": 4, "Missing": 4},
         "finished": [{"done": 3}, 0, 0],
         "files left": [],
+        "planned and asked for": [["done", "done"], [[0, 0], [1, 0]]],
     }, done.stderr[-5000:]
 
 

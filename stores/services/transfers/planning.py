@@ -17,6 +17,7 @@ from cloudstorage.audit import audited, record
 from cloudstorage.errors import Conflict, Missing
 from cloudstorage.inserting import NewUUID, Ordered, insert_ordered
 from cloudstorage.queue import wake
+from cloudstorage.turns import Turn, wait_for_turn
 from stores.models import KINDS, ImageStore, Item, Kind, Transfer, TransferBatch
 from stores.services.inventory import readable_copies
 from stores.services.transfers.endings import (
@@ -55,6 +56,7 @@ def ensure(*, actor: Actor, kind: Kind, item: Item, store: ImageStore | None = N
             raise Conflict(message, remedy="Name a store that is in use, or none for the object store.", field="store")
         chain = _chain_of(kind, item)
         via = _attached_region_store() if store.role == Role.IMAGE_CACHE else None
+        plan_alone(store.pk, *([] if via is None else [via.pk]))
         before: Transfer | None = None
         if via is not None and not _readable_on(kind, chain, store):
             for link in chain:
@@ -66,6 +68,15 @@ def ensure(*, actor: Actor, kind: Kind, item: Item, store: ImageStore | None = N
         record(actor, "transfer.ensure", f"{kind}:{item.uuid}", store=str(store.uuid), chain=len(chain))
         wake(PUMP)
         return last
+
+
+def plan_alone(*targets: int) -> None:
+    """Let nobody else plan copies to these stores before the caller's transaction ends. A batch inserts its transfers in an order
+    of its own, a chain is asked for parents first, and who does the same in different orders would wait for each other.
+
+    Not a lock of the stores' rows, for those are taken by who finishes an item or probes, too, and a plan may take long.
+    """
+    wait_for_turn(Turn.PLANNING, targets)
 
 
 def _attached_region_store() -> ImageStore | None:
@@ -209,6 +220,7 @@ def plan_batch(batch: TransferBatch, target: ImageStore, scope: Scope = EVERYTHI
     Set-based, no row in Python; a chain's members are Blocked behind their parent's transfer. What somebody asks for at the same
     moment is left to that one. The caller owns the transaction.
     """
+    plan_alone(target.pk)
     planned = insert_ordered(Transfer, [_missing(batch, target, kind, scope) for kind in scope.kinds], or_nothing=True)
     if scope.zones is not None and Kind.SNAPSHOT in scope.kinds:
         planned += _plan_ancestors(batch, target, replace(scope, zones=None))
@@ -289,8 +301,9 @@ def plan_copies(batch: TransferBatch, wanted: Sequence[Wanted]) -> int:
     groups: dict[tuple[Kind, int], list[Wanted]] = defaultdict(list)
     for copy in wanted:
         groups[copy.kind, copy.target_id].append(copy)
-    for (kind, target_id), group in groups.items():
-        with transaction.atomic():
+    with transaction.atomic():
+        plan_alone(*{target_id for _, target_id in groups})
+        for (kind, target_id), group in groups.items():
             planned += _plan_group(batch, kind, target_id, group)
     if planned:
         wake(PUMP)
