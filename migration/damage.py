@@ -14,7 +14,7 @@ from stores.models import Kind
 from stores.services import proofs
 from stores.services.proofs import DAMAGED, Fate
 from stores.services.scan.rows import CHANGED, MISSING
-from stores.states import READABLE
+from stores.states import READABLE, StoreState
 
 DISPROVING = frozenset({"missing", "content differs", "size differs"})
 """Problems that say, seen twice, that the bytes are not there or are others."""
@@ -22,6 +22,8 @@ TWICE = "read differently twice"
 _PROBLEMS_TOLD = 20
 
 _REMEDIES = {
+    Fate.LEFT: "It changed while it was read, is being written, or its store has left the cloud: nothing was taken back. Verify"
+    " the store again.",
     Fate.PROMISED: "It is a promise again, and read from another copy. A running drain copies it anew; else plan and start one"
     " (migration_plan, migration_start), or bring it now on its page. If there is more of it, mend the store first.",
     Fate.SET_ASIDE: "This copy is served to nobody any more; another one is. Put the right file back and verify the store: then"
@@ -29,6 +31,14 @@ _REMEDIES = {
     Fate.ONLY_COPY: "This was the only copy. It is kept as it is, and served to nobody. Put the right content back (from versions"
     " of the bucket, or a backup) and verify the store: then it is served again. Or delete the item.",
 }
+
+_DETACHED_REMEDIES = {
+    Fate.SET_ASIDE: "The store is detached, so nobody is served from it; this copy is not proven any more. A conversion that"
+    " attaches the store again copies the item anew. Nothing need be done.",
+    Fate.ONLY_COPY: "The store is detached, and no store in use has another copy. This one is kept as it is. Put the right"
+    " content back (from versions of the bucket, or a backup) and verify the store: then it is proven again. Or delete the item.",
+}
+"""Where they are other ones on a store that a roll-back has detached."""
 
 
 def difference(
@@ -134,11 +144,13 @@ class Wrong:
             return
         damage = {path: _words(finding) for path, finding in self._sure}
         fate = proofs.disprove(self.kind, self.ref, damage, self.known)
+        detached = self.ref.store.state == StoreState.DETACHED
+        remedies = _REMEDIES | (_DETACHED_REMEDIES if detached else {})
         problems = []
         for path, finding in self._sure:
             finding["outcome"] = str(fate)
-            if fate in _REMEDIES:
-                finding["remedy"] = _REMEDIES[fate]
+            if fate in remedies:
+                finding["remedy"] = remedies[fate]
             problems.append({"path": path, **{name: finding[name] for name in ("problem", "expected", "found")}})
         if fate not in {Fate.LEFT, Fate.NOTED}:
             target, store = f"{self.kind}:{self.ref.item.uuid}", str(self.ref.store.uuid)

@@ -89,6 +89,7 @@ REF_TRANSITIONS: Mapping[tuple[RefState, RefEvent], RefState] = {
     (RefState.DESTROYING, RefEvent.OPERATION_SUCCEEDED): RefState.DESTROYED,
     (RefState.FAILED, RefEvent.DESTROY_REQUESTED): RefState.DESTROYING,
     (RefState.FAILED, RefEvent.CREATE_ONLY_REQUESTED): RefState.CREATING,
+    (RefState.FAILED, RefEvent.HIDE_REQUESTED): RefState.HIDDEN,
     (RefState.FAILED, RefEvent.PROOF_WITHDRAWN): RefState.PROMISED,
     (RefState.FAILED, RefEvent.DAMAGE_MENDED): RefState.READY,
 }

@@ -341,18 +341,24 @@ def _has_children(snapshot_id: int) -> bool:
 
 
 def _hide(item: Item) -> None:
-    refs = KINDS[Kind.SNAPSHOT].ref.objects
+    refs = KINDS[Kind.SNAPSHOT].ref.objects.filter(item_id=item.pk)
     # A copy that is just being proven is waited for: it becomes Ready before, or is hidden by `keep_hidden` after.
-    list(refs.select_for_update(no_key=True).filter(item_id=item.pk).order_by("pk").values_list("pk"))
-    hidden = refs.filter(item_id=item.pk, state__in=sources(REF_TRANSITIONS, RefEvent.HIDE_REQUESTED)).update(
-        state=next_state(REF_TRANSITIONS, RefState.READY, RefEvent.HIDE_REQUESTED),
-        updated=Now(),
-        update_count=F("update_count") + 1,
-        journalled=False,
-    )
-    if not hidden:
-        message = f"The snapshot {item.name} has children and is still being written."
-        raise Conflict(message, remedy="Wait until it is ready, then delete it.")
+    list(refs.select_for_update(no_key=True).order_by("pk").values_list("pk"))
+    hiding = {
+        "state": next_state(REF_TRANSITIONS, RefState.READY, RefEvent.HIDE_REQUESTED),
+        "updated": Now(),
+        "update_count": F("update_count") + 1,
+        "journalled": False,
+    }
+    if refs.filter(state=RefState.READY).update(**hiding):
+        return
+    # Of a damaged copy no proof is left but that it lies there; what is known of it is kept, so no copy of it is ever proven.
+    damaged = refs.filter(state=RefState.FAILED).exclude(install_path="")
+    if damaged.update(proof=Proof.ADOPTED, **hiding):
+        holds.keep_promises(Kind.SNAPSHOT, [item.pk])
+        return
+    message = f"The snapshot {item.name} has children that build on it, and none of its own copies is complete."
+    raise Conflict(message, remedy="Wait until one is, then delete it; or delete its children first.")
 
 
 def _destroy_with_parents(kind: Kind, item: Item) -> list[int]:

@@ -112,7 +112,7 @@ class Fate(StrEnum):
     """What becomes of a ref whose bytes are not what was proven."""
 
     LEFT = "left"
-    """It changed meanwhile, or is not in use: nothing was done."""
+    """It changed meanwhile, or its store has left the cloud: nothing was done."""
     PROMISED = "promised"
     SET_ASIDE = "set aside"
     """Another copy is read instead; this one is kept, and served to nobody."""
@@ -126,7 +126,7 @@ def disprove(kind: Kind, ref: Any, damage: Mapping[str, str], known: Mapping[str
     """Take back what was said of a ref's bytes: `damage` is what is wrong, by path; `known` the SHA-256 that files must have.
 
     The caller has read them twice, and owns the transaction. Nothing happens to a ref that is another since `ref` was loaded, or
-    that is being written.
+    that is being written. On a detached store it is Failed: whoever attaches the store again is to find no proof that is none.
     """
     models = KINDS[kind]
     holds.lock_copies(kind, [ref.item_id])
@@ -134,7 +134,7 @@ def disprove(kind: Kind, ref: Any, damage: Mapping[str, str], known: Mapping[str
     writing = Transfer.objects.filter(kind=kind, target_ref_id=row.pk, state=TransferState.RUNNING)
     if (row.state, row.update_count) != (ref.state, ref.update_count) or row.state not in READABLE or writing.exists():
         return Fate.LEFT
-    if row.store.state != StoreState.ATTACHED:
+    if row.store.state == StoreState.REMOVED:
         return Fate.LEFT
     reason = next(iter(damage.values()))
     for file in models.file.objects.filter(ref=row):

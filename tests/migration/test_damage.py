@@ -11,6 +11,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
+from cloudstorage.errors import Missing
 from cloudstorage.models import AuditEvent
 from migration import decommission, doctor, drain, homeward, verify
 from migration.models import Verification
@@ -21,7 +22,7 @@ from stores.services import holds, inventory, items, proofs, transfers
 from stores.services.image_stores import driver_for
 from stores.services.reasons import reasons
 from stores.services.scan import scan_store
-from stores.states import Proof, RefState, TransferState
+from stores.states import Proof, RefState, StoreState, TransferState
 from tests import factories
 from tests.fakes.faulty import EVERY, cut, flip
 from tests.migration.retiring import ready_to_retire, work
@@ -308,6 +309,68 @@ def test_damaged_only_copy_is_promised_again_when_another_turns_up(moving, serve
     moving.pump()
     moving.assert_whole()
     assert holds.recount() == []
+
+
+def test_damaged_snapshot_that_others_build_on_can_be_deleted_and_goes_with_the_last_of_them(
+    region, target, admin, operator, server
+):
+    """Its bytes stay as they are until then, and count for nothing."""
+    moving = begin(region, admin, operator, **target)
+    parent, child = factories.make_chain([moving.store], 2, proof=Proof.VERIFIED)
+    ref = ref_on(moving.store, Kind.SNAPSHOT)
+    info, content = server.objects[ref.install_path]
+    harm(server, ref)
+    assert problems(check(moving.store)) == [(FLIPPED, "only copy")]
+    items.delete_item(actor=admin, kind=Kind.SNAPSHOT, item=parent)
+    ref.refresh_from_db()
+    assert (ref.state, ref.proof) == (RefState.HIDDEN, Proof.ADOPTED)
+    assert "only copy" in ref.error_str
+    assert ref.install_path in server.objects
+    with pytest.raises(Missing, match="deleted already"):
+        items.delete_item(actor=admin, kind=Kind.SNAPSHOT, item=parent)
+    staging = region.stores["east"]
+    Transfer.objects.create(
+        kind=Kind.SNAPSHOT, item_id=parent.pk, source=moving.store, target=staging, source_ref_id=ref.pk,
+        target_ref_id=KINDS[Kind.SNAPSHOT].ref.objects.create(store=staging, item=parent, state=RefState.CREATING).pk,
+        state=TransferState.QUEUED, bytes_total=ref.size,
+    )  # fmt: skip
+    moving.pump()
+    assert "no longer has the SHA-256" in Transfer.objects.get().error, "no copy of it is proven"
+    server.objects[ref.install_path] = (info, content)
+    assert problems(check(moving.store)) == []
+    ref.refresh_from_db()
+    assert (ref.state, ref.proof, ref.error_str) == (RefState.HIDDEN, Proof.READ_BACK, "")
+    items.delete_item(actor=admin, kind=Kind.SNAPSHOT, item=child)
+    while items.finish_deletes():
+        pass
+    assert not [key for key in server.objects if key.startswith("snapshots/")]
+    assert holds.recount() == []
+
+
+# --- a store that is not in use --------------------------------------------------------------------------------------------
+
+
+def test_what_is_damaged_on_a_detached_store_is_proven_no_more(region, target, admin, operator, server):
+    """Else the next conversion to it would take the proof over."""
+    moving = begin(region, admin, operator, **target)
+    store = moving.store
+    lost = factories.make_volume([store], proof=Proof.VERIFIED)
+    home = factories.make_volume([store, region.stores["east"]], proof=Proof.VERIFIED)
+    ImageStore.objects.filter(pk=store.pk).update(state=StoreState.DETACHED)
+    refs = [KINDS[Kind.VOLUME].ref.objects.get(item=item, store=store) for item in (lost, home)]
+    before = [server.objects[ref.files.get().path] for ref in refs]
+    for ref in refs:
+        harm(server, ref)
+    row = check(ImageStore.objects.get(pk=store.pk))
+    assert problems(row) == [(FLIPPED, "only copy"), (FLIPPED, "set aside")]
+    assert all("The store is detached" in found["remedy"] for found in row.findings)
+    for ref, (info, content) in zip(refs, before, strict=True):
+        ref.refresh_from_db()
+        assert (ref.state, ref.proof, ref.install_path != "") == (RefState.FAILED, "", True)
+        server.objects[ref.install_path + "/" + ref.files.get().path.rpartition("/")[2]] = (info, content)
+    assert holds.recount() == []
+    assert problems(check(ImageStore.objects.get(pk=store.pk))) == []
+    assert {ref.state for ref in KINDS[Kind.VOLUME].ref.objects.filter(store=store)} == {RefState.READY}
 
 
 # --- originals -------------------------------------------------------------------------------------------------------------

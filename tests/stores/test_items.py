@@ -276,6 +276,14 @@ def test_parent_stays_when_it_was_not_deleted_or_another_child_lives(admin, expo
     assert SnapshotStoreRef.objects.get(item=full).state == RefState.DESTROYING
 
 
+def test_snapshot_with_children_whose_copy_is_not_complete_is_refused_with_the_reason(admin, export):
+    full, _ = factories.make_chain([export], 2)
+    SnapshotStoreRef.objects.filter(item=full).update(state=RefState.FAILED, install_path="", proof="")
+    with pytest.raises(Conflict, match="none of its own copies is complete") as caught:
+        items.delete_item(actor=admin, kind=Kind.SNAPSHOT, item=full)
+    assert "children first" in caught.value.remedy
+
+
 def test_kept_promise_is_hidden_too_when_its_snapshot_was_deleted(admin, export, objects):
     full, _ = factories.make_chain([export], 2)
     factories.make_promises(objects)
