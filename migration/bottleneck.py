@@ -24,7 +24,6 @@ CAUSES = (SOURCE, NETWORK, STORE, EITHER, OURS, LIMIT, DATABASE, WINDOW, STUCK, 
 
 _TOLD = timedelta(seconds=10)
 """A pump that has not been seen for so long tells of another time."""
-_LIVING = timedelta(seconds=90)
 _ALL_CPU = 0.85
 
 
@@ -86,7 +85,7 @@ def _idle(drain: Drain, items: Mapping[str, int]) -> Bottleneck:
 
 
 def _without_worker(store: ImageStore) -> Bottleneck | None:
-    if not Worker.objects.filter(stopped=None, heartbeat__gt=Now() - _LIVING).exists():
+    if not Worker.objects.living().exists():
         return Bottleneck(
             WORKERS,
             "waiting for workers: none runs",

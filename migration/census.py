@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -127,8 +126,7 @@ def findings(stores: Sequence[ImageStore]) -> list[Finding]:
 
 def _workers(stores: Sequence[ImageStore]) -> dict[int, int]:
     """How many live workers reach each store."""
-    alive = timezone.now() - timedelta(seconds=settings.LEASE_SECONDS)
-    rows = WorkerReach.objects.filter(store__in=stores, ok=True, worker__stopped=None, worker__heartbeat__gte=alive)
+    rows = WorkerReach.objects.of_living_workers().filter(store__in=stores, ok=True)
     return dict(rows.order_by().values_list("store").annotate(Count("worker", distinct=True)))
 
 

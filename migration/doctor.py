@@ -14,7 +14,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -25,15 +25,13 @@ from migration.conversion import open_conversion
 from migration.models import Drain
 from migration.states import DrainState
 from stores.drivers.errors import StoreError
-from stores.models import KINDS, ImageStore, ImageStoreDetail, Transfer, Worker, WorkerReach, Zone
+from stores.models import KINDS, SILENT_AFTER, ImageStore, ImageStoreDetail, Transfer, Worker, WorkerReach, Zone
 from stores.services import holds
 from stores.services.image_stores import driver_for
 from stores.services.probing import within
 from stores.states import LIVE_TRANSFER_STATES, READABLE, RefState, StoreState, TransferState
 from stores.worker import STUCK_SECONDS
 
-HEARD = timedelta(seconds=30)
-"""A worker that lives notes its heartbeat every second."""
 MANY_MESSAGES = 100
 SKEW_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
@@ -157,12 +155,8 @@ def _queue() -> Iterator[Check]:
         yield Check("queue", "ok", f"{waiting} messages wait")
 
 
-def _alive() -> Q:
-    return Q(stopped=None, heartbeat__gt=Now() - HEARD)  # by the clock that wrote it
-
-
 def _workers() -> Iterator[Check]:
-    alive = list(Worker.objects.filter(_alive()))
+    alive = list(Worker.objects.living())
     if not alive:
         waits = Transfer.objects.filter(state__in=LIVE_TRANSFER_STATES).exists()
         message = "No worker is running" + (", and transfers wait." if waits else ".")
@@ -173,8 +167,8 @@ def _workers() -> Iterator[Check]:
             yield Check("workers", "warning", message, f"Stop it and start it again on {worker.hostname}.")
         else:
             yield Check("workers", "ok", f"{worker} is running")
-    gone = Worker.objects.filter(stopped=None).exclude(_alive())
-    for worker in gone.filter(heartbeat__gt=timezone.now() - timedelta(days=1)):
+    gone = Worker.objects.filter(stopped=None, heartbeat__lte=Now() - SILENT_AFTER)
+    for worker in gone.filter(heartbeat__gt=Now() - timedelta(days=1)):
         message = f"{worker} was last heard of at {worker.heartbeat:%Y-%m-%d %H:%M:%S} and did not say good-bye."
         yield Check(
             "workers", "warning", message, f"manage.py worker, on {worker.hostname}; what it held is taken over by itself."
@@ -189,9 +183,8 @@ def _stores() -> Iterator[Check]:
         yield Check(
             "stores", "warning", "There is no store.", "manage.py store_add --provider NFS --url nfs://host/path --zone NAME"
         )
-    alive = _alive()
-    heard = {(row.store_id, row.ok): row for row in WorkerReach.objects.filter(worker__in=Worker.objects.filter(alive))}
-    running = Worker.objects.filter(alive).exists()
+    heard = {(row.store_id, row.ok): row for row in WorkerReach.objects.of_living_workers()}
+    running = Worker.objects.living().exists()
     for store in stores:
         yield from _store(store)
         if running and (store.pk, True) not in heard:
@@ -246,7 +239,7 @@ def _conversion() -> Iterator[Check]:
 def _transfers() -> Iterator[Check]:
     found = False
     running = Transfer.objects.filter(state=TransferState.RUNNING)
-    stuck = running.filter(progress_at__lt=timezone.now() - timedelta(seconds=STUCK_SECONDS), lease_until__gte=Now())
+    stuck = running.filter(progress_at__lt=Now() - timedelta(seconds=STUCK_SECONDS), lease_until__gte=Now())
     for transfer in stuck.select_related("source", "target")[:10]:
         found = True
         at = transfer.source if transfer.waiting_on == "source" else transfer.target

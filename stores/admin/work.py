@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from django.conf import settings
-from django.db.models import Case, OuterRef, Subquery, When
+from django.db.models import Case, F, OuterRef, Q, Subquery, When
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
-from django.utils import timezone
 
 from cloudstorage.actors import ActorRole
 from cloudstorage.console.exports import exported, wanted_form
@@ -21,10 +20,6 @@ from cloudstorage.errors import Invalid
 from stores.models import KINDS, Transfer, Worker, heavy
 from stores.services import transfers
 from stores.states import TransferState
-
-SILENT_AFTER = 4
-"""Heartbeats that a worker may miss before it counts as silent."""
-
 
 AT_ONCE = 200
 """Transfers that one press of a button takes."""
@@ -136,12 +131,11 @@ def names_of(rows: Any) -> dict[tuple[str, int], tuple[str, str]]:
 
 def workers() -> list[dict[str, Any]]:
     """Workers that have not said good-bye, and those that did within a day, with their health in a word."""
-    now = timezone.now()
-    limit = timedelta(seconds=settings.HEARTBEAT_SECONDS * SILENT_AFTER)
-    recent = Worker.objects.exclude(stopped__lt=now - timedelta(days=1)).prefetch_related("reach__store")
+    recent: Any = Worker.objects.exclude(stopped__lt=Now() - timedelta(days=1)).with_reach()
+    living = Q(pk__in=Worker.objects.living().values("pk"))
     found = []
-    for worker in recent.order_by("stopped", "-heartbeat")[:100]:
-        health = "stopped" if worker.stopped else "alive" if now - worker.heartbeat < limit else "silent"
+    for worker in recent.annotate(lives=living).order_by(F("stopped").asc(nulls_first=True), "-heartbeat")[:100]:
+        health = "stopped" if worker.stopped else "alive" if worker.lives else "silent"
         found.append({"worker": worker, "health": health, "reach": list(worker.reach.all())})
     return found
 

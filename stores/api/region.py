@@ -64,4 +64,4 @@ class Workers(PagedView):
     @operation("workers_list", answer=WorkerView(many=True))
     def get(self, request: Request) -> Response:
         """List the workers, newest first."""
-        return self.page(Worker.objects.prefetch_related("reach__store"), WorkerView)
+        return self.page(Worker.objects.with_reach(), WorkerView)

@@ -21,7 +21,16 @@ from stores.models.refs import (
 )
 from stores.models.region import Account, Zone
 from stores.models.scans import ScanRun
-from stores.models.transfers import Claimer, Transfer, TransferBatch, TransferPart, TransferUpload, Worker, WorkerReach
+from stores.models.transfers import (
+    SILENT_AFTER,
+    Claimer,
+    Transfer,
+    TransferBatch,
+    TransferPart,
+    TransferUpload,
+    Worker,
+    WorkerReach,
+)
 from stores.states import Kind
 
 
@@ -43,6 +52,7 @@ KINDS: dict[Kind, KindModels] = {
 
 __all__ = [
     "KINDS",
+    "SILENT_AFTER",
     "Account",
     "Claimer",
     "Hold",

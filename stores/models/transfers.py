@@ -11,12 +11,30 @@ from django.db.models import Q, Value
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from stores.models.image_stores import ImageStore
+from stores.models.image_stores import ImageStore, heavy
 from stores.states import LIVE_TRANSFER_STATES, Kind, Proof, TransferState
+
+SILENT_AFTER = timedelta(seconds=90)
+"""A worker that has given no sign of life for so long counts as gone: it writes one every second."""
+
+
+class WorkerQuerySet(models.QuerySet["Worker"]):
+    """Who can be counted on."""
+
+    def living(self) -> WorkerQuerySet:
+        """Neither stopped nor silent, by the clock that wrote their heartbeats."""
+        return self.filter(stopped=None, heartbeat__gt=Now() - SILENT_AFTER)
+
+    def with_reach(self) -> WorkerQuerySet:
+        """With `reach.all()` and its stores, without what of these is long."""
+        seen = WorkerReach.objects.select_related("store").defer(*heavy("store"))
+        return self.prefetch_related(models.Prefetch("reach", queryset=seen))
 
 
 class Worker(models.Model):
     """One `manage.py worker` process; it claims only transfers between stores that it reaches."""
+
+    objects = WorkerQuerySet.as_manager()
 
     id = models.BigAutoField(primary_key=True)
     uuid = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
@@ -44,8 +62,8 @@ class WorkerReachQuerySet(models.QuerySet["WorkerReach"]):
     """What living workers say."""
 
     def of_living_workers(self) -> WorkerReachQuerySet:
-        """Not of those that stopped or have been silent for a minute and a half."""
-        return self.filter(worker__stopped=None, worker__heartbeat__gt=Now() - timedelta(seconds=90))
+        """Not of those that stopped or are silent."""
+        return self.filter(worker__stopped=None, worker__heartbeat__gt=Now() - SILENT_AFTER)
 
 
 class WorkerReach(models.Model):

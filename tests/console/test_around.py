@@ -6,6 +6,7 @@ import re
 
 import pytest
 from django.conf import settings
+from django.utils import timezone
 
 from cloudstorage.console.rest_docs import operations
 from migration.models import Conversion
@@ -124,6 +125,14 @@ def test_the_overview_shows_what_is_under_way_and_the_versions(cloud, sign_in):
 
 def test_an_empty_list_of_the_admin_teaches_and_its_button_is_for_who_may(sign_in):
     assert "a zone is the first thing to add" in words(sign_in("viewer").get("/stores/zone/"))
+def test_a_worker_that_runs_is_listed_before_a_hundred_that_have_stopped(sign_in):
+    stopped = timezone.now()
+    Worker.objects.bulk_create(Worker(hostname=f"former-{number}", pid=1, stopped=stopped) for number in range(100))
+    Worker.objects.create(hostname="present", pid=1)
+    page = sign_in("viewer").get("/workers/").content.decode()
+    assert page.index("present:1") < page.index("former-")
+
+
     assert "Accounts appear when" in words(sign_in("viewer").get("/stores/account/"))
     assert 'href="/zones/add/"' not in sign_in("viewer").get("/stores/zone/").content.decode()
     assert 'href="/zones/add/"' in sign_in("storage-admin").get("/stores/zone/").content.decode()

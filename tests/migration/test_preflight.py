@@ -148,6 +148,12 @@ def test_worker_that_does_not_reach_an_export_is_a_blocker(region, look, setting
 
 
 def test_store_that_was_never_scanned_is_a_blocker_and_an_old_scan_a_warning(region, look, settings):
+def test_worker_is_judged_by_the_clock_that_wrote_its_heartbeat(region, look, monkeypatch):
+    late = timezone.now() + timedelta(hours=2)
+    monkeypatch.setattr("django.utils.timezone.now", lambda: late)
+    assert "export-unreachable-by-workers" not in codes(look())
+
+
     ImageStore.objects.filter(name="nfs-east").update(scanned_at=None)
     long_ago = timezone.now() - timedelta(seconds=settings.PREFLIGHT_MAX_AGE_SECONDS + 3600)
     ImageStore.objects.filter(name="nfs-west").update(scanned_at=long_ago)

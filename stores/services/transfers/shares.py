@@ -16,7 +16,7 @@ from django.db import transaction
 from django.db.models import BooleanField, Case, Count, Exists, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
-from stores.models import Claimer, Transfer, TransferBatch, Worker, WorkerReach
+from stores.models import SILENT_AFTER, Claimer, Transfer, TransferBatch, Worker, WorkerReach
 from stores.services.once import Once
 from stores.states import TransferState
 
@@ -24,7 +24,6 @@ ASK_SECONDS = 3.0
 """A pump that has not asked for so long is not there: its share is given to others."""
 _GATHERING_SECONDS = 5.0
 """So long after a batch was opened, the shares of living workers wait for them; later only for those that ask."""
-_LIVING_SECONDS = 90.0
 _PLENTY = 1 << 20
 
 
@@ -93,7 +92,7 @@ def _seats(batches: Collection[int]) -> QuerySet[Transfer, Any]:
 
 
 def _asking() -> QuerySet[Claimer, Any]:
-    asking = Claimer.objects.filter(_alive("worker__"), seen__gt=_ago(ASK_SECONDS))
+    asking = Claimer.objects.filter(worker__stopped=None, worker__heartbeat__gt=Now() - SILENT_AFTER, seen__gt=_ago(ASK_SECONDS))
     return asking.values_list("worker", "number", "asks")
 
 
@@ -181,13 +180,9 @@ def _expected(batches: Collection[OpenBatch]) -> dict[int, dict[int, int]]:
     reached = Q(Exists(there.filter(store=OuterRef("source")))) & Q(Exists(there.filter(store=OuterRef("target"))))
     queued = Transfer.objects.filter(reached, state=TransferState.QUEUED)
     may = {f"may_{batch.pk}": Exists(queued.filter(batch=batch.pk, canary__in=[True, batch.only_canary])) for batch in batches}
-    workers = list(Worker.objects.filter(_alive()).annotate(**may))
+    workers = list(Worker.objects.living().annotate(**may))
     return {batch.pk: {row.pk: row.pumps for row in workers if getattr(row, f"may_{batch.pk}")} for batch in batches}
 
 
 def _ago(seconds: float) -> Now:
     return Now() - timedelta(seconds=seconds)  # type: ignore[return-value]  # as in jobs.lease_end
-
-
-def _alive(prefix: str = "") -> Q:
-    return Q(**{f"{prefix}stopped": None, f"{prefix}heartbeat__gt": _ago(_LIVING_SECONDS)})
