@@ -20,10 +20,11 @@ from django.utils import timezone
 
 from cloudstorage import queue, secrets
 from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.audit import audited, record
 from cloudstorage.models import Installation
 from migration.conversion import open_conversion
-from migration.models import Drain
-from migration.states import DrainState
+from migration.models import Drain, Rollback
+from migration.states import ConversionState, DrainState
 from stores.drivers.errors import StoreError
 from stores.models import KINDS, SILENT_AFTER, ImageStore, ImageStoreDetail, Transfer, Worker, WorkerReach, Zone
 from stores.services import holds
@@ -59,6 +60,14 @@ def examine(*, actor: Actor) -> list[Check]:
     for look in (_clock, _key_ring, _settings, _people, _queue, _workers, _stores, _conversion, _transfers, _items, _counts):
         checks += _looked(look)
     return checks
+
+
+def repair_counts(*, actor: Actor) -> int:
+    """Set every ref count to what holds and promises say; returns how many were wrong."""
+    with audited(actor, ActorRole.STORAGE_ADMIN, "doctor.repair-counts", "ref counts"):
+        repaired = holds.recount(repair=True)
+        record(actor, "doctor.repair-counts", "ref counts", repaired=len(repaired))
+    return len(repaired)
 
 
 def _looked(look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -222,7 +231,11 @@ def _conversion() -> Iterator[Check]:
         return
     drain = Drain.objects.filter(conversion=found).first()
     told = f"to {found.object_store.name} since {found.converted_at:%Y-%m-%d %H:%M} is {found.state}"
-    if drain is None:
+    if found.state == ConversionState.ROLLING_BACK:
+        notes = Rollback.objects.filter(conversion=found).values_list("note", flat=True)
+        message = f"The conversion {told}. {notes.first() or ''}".strip()
+        yield Check("conversion", "warning", message, "manage.py migration_rollback --status")
+    elif drain is None:
         yield Check("conversion", "warning", f"The conversion {told}; nothing moves its items.", "manage.py migration_plan")
     elif drain.state == DrainState.PLANNED:
         yield Check("conversion", "warning", f"The conversion {told}; its drain is not started.", "manage.py migration_start")
@@ -254,7 +267,8 @@ def _transfers() -> Iterator[Check]:
         found = True
         message = f"{failed} transfers failed and wait for a person."
         yield Check("transfers", "warning", message, "manage.py migration_status tells why; then manage.py migration_retry")
-    if unswept := Transfer.objects.filter(state__in=[TransferState.FAILED, TransferState.CANCELLED], swept=False).count():
+    ended = Transfer.objects.filter(state__in=[TransferState.FAILED, TransferState.CANCELLED], swept=False)
+    if unswept := ended.exclude(target__state=StoreState.REMOVED).count():
         found = True
         message = f"{unswept} ended transfers may have left something on their stores."
         yield Check("transfers", "warning", message, "manage.py worker removes it.")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
 from cloudstorage.commands import EXIT_CODES, bytes_from, human_bytes, human_seconds
 from cloudstorage.errors import Invalid
+from cloudstorage.models import AuditEvent
 from migration.models import Conversion, Drain, Preflight
 from stores.models import ImageStore, Transfer, Worker, WorkerReach
 from stores.states import TransferState
@@ -257,9 +260,25 @@ def test_doctor_names_the_command_for_each_thing_that_is_wrong(run, cloud, setti
 def test_doctor_names_a_store_that_hangs_and_goes_on(run, cloud, monkeypatch):
     going_on = threading.Event()
     monkeypatch.setattr("migration.doctor.ANSWER_SECONDS", 0.1)
+    repaired = AuditEvent.objects.get(action="doctor.repair-counts")
+    assert (repaired.actor.startswith("cli:"), repaired.details) == (True, {"repaired": 1})
     monkeypatch.setattr(MemoryDriver, "check", lambda _: going_on.wait(20))
     try:
         ended = run("doctor")
+def test_doctor_judges_workers_by_the_clock_that_wrote_their_heartbeat(run, cloud, monkeypatch):
+    late = timezone.now() + timedelta(hours=2)
+    monkeypatch.setattr("django.utils.timezone.now", lambda: late)
+    told = run("doctor").out
+    assert "workers: worker:1 is running" in told
+    assert "This host's clock differs from the database's" in told
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "soon"])
+@pytest.mark.parametrize("command", ["migration_status", "migration_rollback"])
+def test_interval_that_is_none_is_a_usage_error(run, cloud, command, interval):
+    assert run(command, "--follow", "--interval", interval).code == 2
+
+
     finally:
         going_on.set()
     assert "problem  stores: objects is not reached from here: objects has not answered" in ended.out

@@ -9,8 +9,7 @@ from typing import Any
 
 from cloudstorage.actors import Actor
 from cloudstorage.commands import ServiceCommand
-from migration.doctor import examine
-from stores.services import holds
+from migration.doctor import examine, repair_counts
 
 
 class Command(ServiceCommand):
@@ -20,13 +19,12 @@ class Command(ServiceCommand):
         parser.add_argument("--repair-counts", action="store_true", help="first set wrong ref counts to what the holds say")
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
-        if options["repair_counts"]:
-            repaired = holds.recount(repair=True)
-            if not self.as_json:
-                self.stdout.write(f"{len(repaired)} ref counts repaired")
+        repaired = repair_counts(actor=actor) if options["repair_counts"] else 0
+        if options["repair_counts"] and not self.as_json:
+            self.stdout.write(f"{repaired} ref counts repaired")
         checks = examine(actor=actor)
         if self.as_json:
-            self.say("", {"checks": [asdict(check) for check in checks]})
+            self.say("", {"repaired": repaired, "checks": [asdict(check) for check in checks]})
         for check in [] if self.as_json else checks:
             self.stdout.write(f"{check.status:>8}  {check.name}: {check.message}")
             if check.remedy:
