@@ -188,9 +188,14 @@ def reachable(store: ImageStore) -> Finding | None:
     try:
         within(CHECK_SECONDS, store.name, driver_for(store).check)
     except StoreError as error:
-        message = f"The export {store.name} ({store.url}) is not reachable: {error}"
-        return Finding("export-unreachable", "blocker", message, error.remedy, overridable=False).at(store)
+        return unreachable(store, error)
     return None
+
+
+def unreachable(store: ImageStore, error: StoreError) -> Finding:
+    """The blocker that an export which does not answer is."""
+    message = f"The export {store.name} ({store.url}) is not reachable: {error}"
+    return Finding("export-unreachable", "blocker", message, error.remedy, overridable=False).at(store)
 
 
 def probe_export(store: ImageStore) -> list[ProbeStep]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import Any
 
 from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet, Sum
 from django.db.models.functions import Now
 
 from cloudstorage.commands import human_bytes
-from migration.findings import EXAMPLES, Finding, reachable
+from migration.findings import EXAMPLES, Finding, unreachable
 from migration.models import Conversion, Drain
 from migration.states import DrainState
+from stores.drivers.base import StoreDriver
 from stores.drivers.errors import StoreError
 from stores.models import KINDS, Hold, ImageStore, Kind, TemplateZoneRef, Transfer, Volume
-from stores.services.image_stores import driver_for
+from stores.services.counts import by_kind, total
+from stores.services.image_stores import drivers_of
 from stores.services.probing import within
 from stores.services.scan.rows import CHANGED, MISSING
 from stores.services.transfers import Wanted
@@ -74,6 +76,8 @@ class RollbackPlan:
 class _Export:
     store: ImageStore
     free: int | None
+    error: StoreError | None = None
+    """Why it could not be asked."""
     items: int = 0
     bytes: int = 0
 
@@ -104,21 +108,23 @@ class Homes:
         return export
 
 
-def homes_of(conversion: Conversion, *, measure: bool = False) -> Homes:
-    """The exports that are still there; `measure` asks each how much space it has."""
+def homes_of(conversion: Conversion) -> Homes:
+    """The exports that are still there, with the space that they had when they were last asked."""
     stores = ImageStore.objects.filter(conversion_stores__conversion=conversion, state=StoreState.ATTACHED)
     homes = Homes(conversion, {})
     for store in stores.select_related("zone").order_by("pk"):
-        export = homes.exports[store.pk] = _Export(store, _free(store) if measure else _known_free(store))
+        export = homes.exports[store.pk] = _Export(store, _known_free(store))
         homes.zones[store.zone_id or 0].append(export)
     return homes
 
 
-def _free(store: ImageStore) -> int | None:
-    try:
-        return within(CHECK_SECONDS, store.name, driver_for(store).free_bytes)
-    except StoreError:
-        return None  # `reachable` tells why
+def _measure(homes: Homes, drivers: Mapping[int, Callable[[], StoreDriver]]) -> None:
+    """Ask each export how much space it has."""
+    for pk, export in homes.exports.items():
+        try:
+            export.free = within(CHECK_SECONDS, export.store.name, drivers[pk]().free_bytes)
+        except StoreError as error:
+            export.free, export.error = None, error
 
 
 def _known_free(store: ImageStore) -> int | None:
@@ -138,10 +144,13 @@ def returning(homes: Homes) -> Iterator[tuple[Kind, int, list[Wanted], list[Stra
     """
     for kind in KINDS:
         for refs in _in_order(kind, homes):
+            zones = _zones(kind, refs, homes)
+            parents = [ref.item.parent_id for ref in refs if getattr(ref.item, "parent_id", None) is not None]
+            there = _present(kind, [*(ref.item_id for ref in refs), *parents], homes)
             # A chunk ends with its generation, for children look for where their parents go.
             for _, alike in groupby(refs, key=_depth):
                 chunk = list(alike)
-                yield kind, len(chunk), *_place(kind, chunk, homes)
+                yield kind, len(chunk), *_place(kind, chunk, zones, there, homes)
 
 
 def _in_order(kind: Kind, homes: Homes) -> Iterator[list[Any]]:
@@ -170,10 +179,10 @@ def _away(kind: Kind, homes: Homes) -> QuerySet[Any]:
 
 
 def away(conversion: Conversion) -> tuple[int, int]:
-    """(items, bytes) that a roll-back would bring home, as the rows are now; a query for each kind, and no store is asked."""
+    """(items, bytes) that a roll-back would bring home, as the rows are now; no store is asked."""
     homes = homes_of(conversion)
-    found = [_away(kind, homes).aggregate(items=Count("pk"), bytes=Sum("size")) for kind in KINDS]
-    return sum(kind["items"] for kind in found), sum(kind["bytes"] or 0 for kind in found)
+    found = by_kind({kind: _away(kind, homes) for kind in KINDS}, items=Count("pk"), bytes=Sum("size")).values()
+    return sum(kind["items"] for kind in found), sum(kind["bytes"] for kind in found)
 
 
 def homeless(homes: Homes) -> bool:
@@ -188,24 +197,24 @@ def homeless(homes: Homes) -> bool:
 
 def being_written(conversion: Conversion) -> int:
     """Items on their way to the object store whose writers live."""
-    count = 0
+    rows = {}
     for kind, models in KINDS.items():
         held = Hold.objects.filter(kind=kind, ref_id=OuterRef("pk"), reason="write").exclude(expires__lt=Now())
-        count += models.ref.objects.filter(Exists(held), store=conversion.object_store, state=RefState.CREATING).count()
-    return count
+        rows[kind] = models.ref.objects.filter(Exists(held), store=conversion.object_store, state=RefState.CREATING)
+    return total(rows)
 
 
-def _place(kind: Kind, refs: Sequence[Any], homes: Homes) -> tuple[list[Wanted], list[Stranded]]:
-    zones = _zones(kind, refs, homes)
-    stores = _present(kind, [ref.item_id for ref in refs], homes)
-    parents = _parents(refs, homes) if kind == Kind.SNAPSHOT else {}
+def _place(
+    kind: Kind, refs: Sequence[Any], zones: Mapping[int, list[int]], stores: Mapping[int, list[int]], homes: Homes
+) -> tuple[list[Wanted], list[Stranded]]:
+    """`zones` to which items belong, `stores` that have them, or their parents, now."""
     wanted: list[Wanted] = []
     stranded: list[Stranded] = []
     for ref in refs:
         parent_id = getattr(ref.item, "parent_id", None)
         own = [zone for zone in zones[ref.item_id] or list(homes.zones) if zone in homes.zones]
         if parent_id is not None:
-            targets, reason = _beside(parents.get(parent_id, ()), own, homes)
+            targets, reason = _beside(homes.going.get(parent_id) or stores[parent_id], own, homes)
         else:
             taken = stores[ref.item_id]
             missing = [zone for zone in own if not any(export.store.pk in taken for export in homes.zones[zone])]
@@ -262,20 +271,15 @@ def _present(kind: Kind, item_ids: Sequence[int], homes: Homes) -> Mapping[int, 
     return found
 
 
-def _parents(refs: Sequence[Any], homes: Homes) -> dict[int, tuple[int, ...]]:
-    """Parent -> the exports on which it is, or will be."""
-    ids = {ref.item.parent_id for ref in refs if ref.item.parent_id is not None}
-    unknown = [parent_id for parent_id in ids if parent_id not in homes.going]
-    present = _present(Kind.SNAPSHOT, unknown, homes)
-    return {parent_id: homes.going.get(parent_id) or tuple(present.get(parent_id, ())) for parent_id in ids}
-
-
 # --- the plan --------------------------------------------------------------------------------------------------------------
 
 
 def survey(conversion: Conversion) -> RollbackPlan:
     """The whole plan; asks the exports for their space, and writes nothing."""
-    homes = homes_of(conversion, measure=True)
+    homes = homes_of(conversion)
+    target = conversion.object_store
+    drivers = drivers_of([target, *(export.store for export in homes.exports.values())])
+    _measure(homes, drivers)
     home = {str(kind): {"items": 0, "bytes": 0} for kind in KINDS}
     born = {str(kind): 0 for kind in KINDS}
     examples: list[Stranded] = []
@@ -287,11 +291,14 @@ def survey(conversion: Conversion) -> RollbackPlan:
             home[copy.kind]["bytes"] += copy.size
         stranded += len(left)
         examples += left[: max(0, 20 - len(examples))]
-    target = conversion.object_store
     there = _on(target)
     size = sum(entry["bytes"] for entry in home.values())
     writing = being_written(conversion)
-    since = conversion.converted_at
+    since = {kind: models.item.objects.filter(removed__gt=conversion.converted_at) for kind, models in KINDS.items()}
+    deleted = by_kind(since)
+    findings = [*_findings(conversion, homes, stranded, examples, writing)]
+    if size and (found := _object_store(target, drivers[target.pk])):
+        findings.append(found)
     return RollbackPlan(
         object_store=target.name,
         ends=f"The region goes back to NFS: what is only on {target.name} is copied home and proven, then the exports are its"
@@ -302,23 +309,20 @@ def survey(conversion: Conversion) -> RollbackPlan:
         exports=[_export_row(export) for export in homes.exports.values()],
         time=_time(target, size, sum(entry["items"] for entry in home.values())),
         born=born,
-        deleted={str(kind): models.item.objects.filter(removed__gt=since).count() for kind, models in KINDS.items()},
+        deleted={kind: found["items"] for kind, found in deleted.items()},
         promised={kind: found["promised"] for kind, found in there.items()},
         kept={kind: found["kept"] for kind, found in there.items()},
         being_written=writing,
         stranded=examples,
         stranded_count=stranded,
-        findings=list(_findings(conversion, homes, size, stranded, examples, writing)),
+        findings=findings,
     )
 
 
 def _on(store: ImageStore) -> dict[str, dict[str, int]]:
     """How many promises and how many proven copies it has, by kind."""
     promised, kept = (Count("pk", filter=Q(state__in=states)) for states in ((RefState.PROMISED,), READABLE))
-    return {
-        str(kind): models.ref.objects.filter(store=store).aggregate(promised=promised, kept=kept)
-        for kind, models in KINDS.items()
-    }
+    return by_kind({kind: models.ref.objects.filter(store=store) for kind, models in KINDS.items()}, promised=promised, kept=kept)
 
 
 def _export_row(export: _Export) -> dict[str, Any]:
@@ -348,15 +352,15 @@ def _seconds(row: Transfer) -> float:
 
 
 def _findings(
-    conversion: Conversion, homes: Homes, size: int, stranded: int, examples: Sequence[Stranded], writing: int
+    conversion: Conversion, homes: Homes, stranded: int, examples: Sequence[Stranded], writing: int
 ) -> Iterable[Finding]:
     target = conversion.object_store
     if not homes.exports:
         message = "None of the exports from before the conversion is attached any more: there is nothing to go back to."
         yield Finding("no-exports", "blocker", message, "Commit the conversion instead.")
     for export in homes.exports.values():
-        if export.free is None and (found := reachable(export.store)):
-            yield found
+        if export.error is not None:
+            yield unreachable(export.store, export.error)
         elif export.left < 0:
             room, size_home = human_bytes(export.free or 0), human_bytes(export.bytes)
             message = f"{export.store.name} has {room} free, and {size_home} would have to come home to it."
@@ -370,8 +374,6 @@ def _findings(
         remedy = "Delete them, or show the template in a zone that has an export, then try again."
         named = tuple(f"{found.kind} {found.name}: {found.reason}" for found in examples[:EXAMPLES])
         yield Finding("cannot-go-home", "blocker", message, remedy, examples=named)
-    if size and (found := _object_store(target)):
-        yield found
     yield from damaged(homes)
     if writing:
         message = f"{writing} items are being written to {target.name} now; the switch waits for them."
@@ -382,9 +384,9 @@ def _findings(
         yield Finding("drain-live", "info", message)
 
 
-def _object_store(target: ImageStore) -> Finding | None:
+def _object_store(target: ImageStore, driver: Callable[[], StoreDriver]) -> Finding | None:
     try:
-        within(CHECK_SECONDS, target.name, driver_for(target).check)
+        within(CHECK_SECONDS, target.name, driver().check)
     except StoreError as error:
         message = f"{target.name} does not answer, and some items are only there: {error}"
         return Finding("object-store-unreachable", "blocker", message, error.remedy)
@@ -397,14 +399,14 @@ def damaged(homes: Homes) -> Iterable[Finding]:
     bad = Q(problem__startswith=MISSING) | Q(problem__startswith=CHANGED)
     counts: dict[int, int] = defaultdict(int)
     examples: dict[int, list[str]] = defaultdict(list)
+    by_store = []
     for models in KINDS.values():
         proven = models.ref.objects.filter(store=homes.conversion.object_store, item=OuterRef("ref__item"), state__in=READABLE)
         files = models.file.objects.filter(bad, Exists(proven), ref__store__in=list(homes.exports), ref__state__in=READABLE)
-        for store_id, count, path in (
-            files.order_by().values_list("ref__store").annotate(Count("ref", distinct=True), Min("path"))
-        ):
-            counts[store_id] += count
-            examples[store_id].append(path)
+        by_store.append(files.order_by().values_list("ref__store").annotate(Count("ref", distinct=True), Min("path")))
+    for store_id, count, path in by_store[0].union(*by_store[1:], all=True):
+        counts[store_id] += count
+        examples[store_id].append(path)
     for store_id, count in counts.items():
         store = homes.exports[store_id].store
         message = (
@@ -418,15 +420,15 @@ def damaged(homes: Homes) -> Iterable[Finding]:
 
 def _only_copies(homes: Homes) -> Iterable[Finding]:
     """What a verification found damaged on the object store, with no other copy: it cannot come home."""
-    store, count, names = homes.conversion.object_store, 0, []
-    for models in KINDS.values():
+    store = homes.conversion.object_store
+    lost = {}
+    for kind, models in KINDS.items():
         readable = models.ref.objects.filter(item=OuterRef("item"), state__in=READABLE, store__state=StoreState.ATTACHED)
-        lost = models.ref.objects.filter(~Exists(readable), store=store, state=RefState.FAILED).exclude(install_path="")
-        some = list(lost.order_by("pk").values_list("item__name", flat=True)[: EXAMPLES + 1])
-        count += len(some) if len(some) <= EXAMPLES else lost.count()
-        names += some
+        lost[kind] = models.ref.objects.filter(~Exists(readable), store=store, state=RefState.FAILED).exclude(install_path="")
+    count = total(lost)
     if count:
         message = f"{count} items have only a damaged copy, on {store.name}: it stays there, kept and not readable."
         remedy = "Put the right content back and verify the store first; or delete the items."
-        examples = tuple(names[:EXAMPLES])
+        named = (rows.order_by("pk").values_list("item__name", flat=True)[:EXAMPLES] for rows in lost.values())
+        examples = tuple(islice(chain.from_iterable(named), EXAMPLES))
         yield Finding("damaged-only-copies", "blocker", message, remedy, overridable=True, examples=examples).at(store)

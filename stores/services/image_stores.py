@@ -7,9 +7,10 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -77,8 +78,20 @@ os.register_at_fork(after_in_child=_forget_drivers)
 
 def driver_for(store: ImageStore) -> StoreDriver:
     """The driver of a store, kept per process and made anew as soon as its url, details or facts are others."""
-    details = list(ImageStoreDetail.objects.filter(store_id=store.pk).order_by("name").values_list("name", "value", "secret"))
+    return drivers_of([store])[store.pk]()
+
+
+def drivers_of(stores: Collection[ImageStore]) -> dict[int, Callable[[], StoreDriver]]:
+    """For each of some stores what `driver_for` does, for two queries in all; what cannot be made raises when it is called."""
+    details: dict[int, list[tuple[str, str, bool]]] = {store.pk: [] for store in stores}
+    rows = ImageStoreDetail.objects.filter(store_id__in=list(details)).order_by("name")
+    for store_id, name, value, secret in rows.values_list("store_id", "name", "value", "secret"):
+        details[store_id].append((name, value, secret))
     cloud = str(Installation.get().uuid)
+    return {store.pk: partial(_driver, store, details[store.pk], cloud) for store in stores}
+
+
+def _driver(store: ImageStore, details: Sequence[tuple[str, str, bool]], cloud: str) -> StoreDriver:
     where = [store.image_provider_name, str(store.uuid), cloud, store.url, details, store.facts]
     outbound = [settings.OUTBOUND_ALLOW_LOOPBACK, settings.OUTBOUND_ALLOW_PRIVATE, settings.OUTBOUND_CIDRS]
     known = [where, settings.NFS_MOUNTS, settings.ALLOW_PLAIN_EXPORTS, outbound]

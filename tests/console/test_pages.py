@@ -10,10 +10,12 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from cloudstorage.templatetags.console import breakable
-from stores.models import Zone
+from stores.models import Snapshot, Zone
+from stores.states import Role
 from tests.console.access import LOOK, address
 from tests.console.conftest import CANARY
 from tests.console.html import Strict
+from tests.factories import make_store, make_zone
 
 pytestmark = pytest.mark.db
 
@@ -53,7 +55,6 @@ def queries(client, url: str) -> int:
 
 def test_lists_cost_the_same_queries_whatever_their_length(cloud, sign_in):
     from migration import drain, verify
-    from tests.factories import make_zone
 
     urls = ["/", "/stores/", "/staging/", "/items/template/", "/items/snapshot/?state=Ready&zone=east", "/transfers/", "/workers/",
             "/audit/", "/tokens/", "/migration/", "/migration/verifications/", "/migration/retirements/", "/auth/user/",
@@ -98,6 +99,29 @@ def test_a_chain_and_the_single_pages_stay_within_thirty_queries(cloud, sign_in)
     ]
     costs = {url: queries(client, url) for url in urls}
     assert max(costs.values()) <= 30, costs
+
+
+def test_the_plan_of_the_way_back_costs_the_same_whatever_exports_there_are_and_was_made_since(cloud, sign_in, tmp_path):
+    region, client, url = cloud.region, sign_in("storage-admin"), reverse("console:rollback", args=[cloud.conversion.uuid])
+
+    def bear(name: str, parent: Snapshot | None = None) -> Snapshot:
+        made = region.template(name, "east"), region.volume(name, "east"), region.snapshot(f"{name}.qcow2", "east", parent=parent)
+        for item in made:
+            item.refs.update(store=cloud.conversion.object_store, proof="attested")
+        return made[-1]
+
+    link = bear("born")
+    client.get(url)
+    few = queries(client, url)
+    assert few < 30
+    for number in range(8):
+        link = bear(f"born-{number}", parent=link)
+        export = make_store("NFS", zone=make_zone(f"more-{number}"), folder=tmp_path / str(number), role=Role.IMAGE_CACHE)
+        cloud.conversion.stores.create(store=export, former_role=Role.IMAGE, former_readonly=False)
+    assert queries(client, url) == few
+    page = client.get(url).content.decode()
+    assert export.name in page
+    assert "27 copies" in page
 
 
 def test_long_lists_go_on_by_key_and_come_back(cloud, sign_in):
