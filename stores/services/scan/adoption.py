@@ -213,14 +213,15 @@ _REF_COLUMNS = ("state", "install_path", "size", "physical_size", "proof", "sha2
 
 
 def _ref_columns(unit: Unit) -> dict[str, Any]:
-    """A ref as it comes back: Ready (or Hidden) as a scan adopts it, or Failed where its objects are not what was proven."""
+    """A ref as it comes back: Ready as a scan adopts it, or Failed where its objects are not what was proven. Hidden in either
+    case, where it was deleted and is kept for what builds on it."""
     line = unit.line
     size = sum(file["size"] for file in line["files"])
-    state = RefState.HIDDEN if line.get("state") == RefState.HIDDEN else RefState.READY
+    state = RefState.FAILED if unit.problems else RefState.READY
     named = [(relative_name(unit.path, file["path"]), file["sha256"]) for file in line["files"]]
     error = next(iter(unit.problems.values()), "")
     return {
-        "state": RefState.FAILED if unit.problems else state,
+        "state": RefState.HIDDEN if line.get("state") == RefState.HIDDEN else state,
         "install_path": unit.path,
         "size": size,
         "physical_size": line.get("physical_size") or size,

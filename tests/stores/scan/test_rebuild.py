@@ -60,6 +60,20 @@ def test_an_object_of_another_size_comes_back_as_failed_and_is_not_served(operat
         inventory.open_content(actor=viewer, kind=Kind.VOLUME, item=ref.item)
 
 
+def test_a_damaged_snapshot_that_was_deleted_stays_so_and_is_kept_for_what_builds_on_it(operator, store):
+    snapshots = KINDS[Kind.SNAPSHOT]
+    parent, child = factories.make_chain([store], 2, proof=Proof.VERIFIED)
+    snapshots.ref.objects.filter(item=parent).update(state=RefState.HIDDEN)
+    journal.write(store)
+    path = snapshots.ref.objects.get(item=parent).install_path
+    forget(child, parent)
+    driver_for(store).put(path, b"cut", metadata={}, token="")
+    assert paths(scan_store(actor=operator, store=store).corrupt) == [path]
+    ref = snapshots.ref.objects.get(item__uuid=parent.uuid)
+    assert (ref.state, ref.files.get().problem) == (RefState.HIDDEN, "changed: 3000 bytes were stored, 3 are there now.")
+    assert snapshots.ref.objects.get(item__uuid=child.uuid).item.parent == ref.item
+
+
 @pytest.mark.parametrize(("content", "state"), [("same", RefState.READY), ("other", RefState.FAILED)])
 def test_an_object_of_another_etag_is_read_before_it_is_believed(operator, store, content, state):
     volume = told(store)
