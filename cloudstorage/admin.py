@@ -37,6 +37,8 @@ entry(50, "Installation", "Settings", "setting_list", "menu", ActorRole.STORAGE_
 entry(51, "Installation", "REST API", "rest_list", "link")
 
 AUDIT = listing("audit_list", "actor", "action", "target", "outcome", "since", "until", "days", role=ActorRole.AUDITOR)
+_FIRST_DAY, _LAST_DAY = date(1970, 1, 1), date(9998, 12, 31)
+"""Nothing happened before or after, and a day more or less in any zone is still a date."""
 AUDIT_COLUMNS = ("at", "actor", "action", "target", "outcome")
 ROLES = tuple((role.value, role.value) for role in ActorRole)
 
@@ -194,9 +196,10 @@ def audit(request: HttpRequest) -> HttpResponseBase:
 def _midnight(text: str) -> datetime | None:
     """The beginning of a day in the reader's zone; None for what is no date."""
     try:
-        return timezone.make_aware(datetime.combine(date.fromisoformat(text), time.min))
+        day = min(max(date.fromisoformat(text), _FIRST_DAY), _LAST_DAY)
     except ValueError:
         return None
+    return timezone.make_aware(datetime.combine(day, time.min))
 
 
 def _audit_rows(rows: QuerySet[AuditEvent], *, in_words: bool) -> Iterator[Sequence[Any]]:

@@ -7,8 +7,10 @@ import os
 import re
 import sys
 from abc import ABC, abstractmethod
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,7 @@ class ServiceCommand(BaseCommand, ABC):
         if not sys.stdin.isatty():
             raise Invalid("This changes the region and nobody is there to be asked.", remedy="Add --yes.", field="yes")
         if input(f"{question} Type yes to go on: ").strip().lower() != "yes":
-            raise Invalid("Not confirmed; nothing was changed.", field="yes")
+            raise Invalid("Not confirmed; nothing was changed.", remedy="Type yes in full, or add --yes.", field="yes")
 
     def _complain(self, error: ServiceError) -> None:
         if self.as_json:
@@ -142,10 +144,15 @@ def details_from(options: Mapping[str, Any], secret_names: set[str]) -> dict[str
         try:
             details[name] = (sys.stdin.read() if source == "-" else Path(source).read_text()).strip()
         except OSError as error:
-            raise Invalid(f"The secret file of {name} cannot be read: {error.strerror}.", field=name) from None
+            message = f"The secret file of {name} cannot be read: {error.strerror}."
+            raise Invalid(message, remedy="Name a file that you may read, or - for standard input.", field=name) from None
+        except UnicodeDecodeError:
+            message = f"The secret file of {name} is not text."
+            raise Invalid(message, remedy="Name the file that has the secret alone.", field=name) from None
     for name, variable in (_pair(text, "secret-env") for text in options["secret_env"]):
         if variable not in os.environ:
-            raise Invalid(f"The environment variable {variable} for {name} is not set.", field=name)
+            message = f"The environment variable {variable} for {name} is not set."
+            raise Invalid(message, remedy="Set and export it, or give the secret in a file.", field=name)
         details[name] = os.environ[variable]
     return details
 
@@ -164,11 +171,14 @@ def passphrase_from(options: Mapping[str, Any]) -> str:
 def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise Invalid(f"--{option} takes NAME=VALUE, not {text!r}.", field=option)
+        message = f"--{option} takes NAME=VALUE, not {text!r}."
+        raise Invalid(message, remedy="Put an equals sign between the two.", field=option)
     return name, value
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+MAX_BYTES = 2**63 - 1
+"""What a column holds."""
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?", re.IGNORECASE | re.ASCII)
 
 
@@ -179,7 +189,26 @@ def bytes_from(text: str, field: str) -> int | None:
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
         raise Invalid(f"{text!r} is no amount of bytes.", remedy="Write it like 100M, 1.5GiB or none.", field=field)
-    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+    count = int(Decimal(match.group(1)) * _UNITS[match.group(2).upper()])
+    if count > MAX_BYTES:
+        raise Invalid(f"{text!r} is more than can be kept.", remedy="Give less, or none for no limit.", field=field)
+    return count
+
+
+def check_rate(given: int | None, field: str) -> int | None:
+    """Bytes per second, or None for no limit; raises Invalid naming `field`."""
+    if given is not None and not 0 < given <= MAX_BYTES:
+        message = "A limit is a number of bytes per second above 0."
+        raise Invalid(message, remedy="Leave it out for no limit.", field=field)
+    return given
+
+
+def seconds_from(text: str) -> float:
+    """An interval, for argparse: above 0, up to a day."""
+    with suppress(ValueError):
+        if 0 < (found := float(text)) <= 86400:
+            return found
+    raise ArgumentTypeError(f"{text!r} is no number of seconds above 0, up to 86400")
 
 
 def exact_bytes(count: int | None) -> str:

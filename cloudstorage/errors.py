@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar
 
+from django.db import DataError
+
 
 class ServiceError(Exception):
     """A refusal; nothing was changed.
@@ -69,6 +71,16 @@ class Busy(Conflict):
     """Somebody else does the same thing right now."""
 
     exit_code, code = 5, "busy"
+
+
+UNSTORABLE = (DataError, OverflowError)
+"""What is raised for a value that fits no column: the first by PostgreSQL, the second by Python, for SQLite and for dates."""
+
+
+def unstorable() -> Invalid:
+    """The refusal of what fits no column, where no service has looked at it before; its transaction was rolled back."""
+    message = "Something that was sent cannot be kept: a number or date out of range, a text too long, or a null character in it."
+    return Invalid(message, remedy="Correct it and send it again.")
 
 
 def plain(finding: object) -> dict[str, Any]:

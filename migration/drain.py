@@ -17,17 +17,19 @@ from django.utils import timezone
 
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
 from cloudstorage.audit import Changes, audited, record
-from cloudstorage.errors import Conflict, Invalid
+from cloudstorage.commands import check_rate
+from cloudstorage.errors import Conflict, Invalid, Missing
 from cloudstorage.queue import wake
 from migration.bottleneck import Bottleneck, bottleneck
 from migration.models import Conversion, Drain, DrainSample
-from migration.rules import Given, check_rate, checked, of_drain, rules_from
+from migration.rules import Given, checked, of_drain, rules_from
 from migration.states import DRAIN_TRANSITIONS, ConversionState, DrainEvent, DrainState
 from stores.copier import Control, CopyEngine
 from stores.drivers.errors import StoreError
 from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch
 from stores.services import proofs, transfers
 from stores.services.image_stores import driver_for
+from stores.services.region import find_store
 from stores.states import LIVE_TRANSFER_STATES, READABLE, RefState, TransferState, allowed_events
 from stores.worker import STUCK_SECONDS
 
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 _SAMPLE_SECONDS = 5
 _ADVANCE_LEASE = timedelta(minutes=2)
 _MAX_SAMPLES = 5000
+_NAME_LENGTH = 255
 _UNSET: Any = object()
 
 
@@ -58,8 +61,13 @@ def plan(
                 f"Drain {live.uuid} of this conversion is {live.state}.", remedy="Go on with it, or cancel it and plan again."
             )
         rules = rules_from(given)
+        if len(name) > _NAME_LENGTH:
+            message = f"A drain's name has at most {_NAME_LENGTH} characters."
+            raise Invalid(message, remedy="Choose a shorter one, or none.", field="name")
         batch = TransferBatch.objects.create(
-            name=name or f"drain to {conversion.object_store.name}", only_canary=rules.canary_items > 0, **rules.limits()
+            name=name or f"drain to {conversion.object_store.name}"[:_NAME_LENGTH],
+            only_canary=rules.canary_items > 0,
+            **rules.limits(),
         )
         drain = Drain.objects.create(conversion=conversion, batch=batch, actor=actor.name, rules=rules.fixed())
         planned = transfers.plan_batch(batch, conversion.object_store, rules.scope())
@@ -177,7 +185,8 @@ def set_limits(
     time_zone: str = _UNSET,
     read_limits: Mapping[str, int | None] | None = None,
 ) -> Drain:
-    """Change limits while it runs; they bite within one part. `read_limits` maps a store's uuid to bytes per second or None."""
+    """Change limits while it runs; they bite within one part. `read_limits` maps a store's uuid or name to bytes per second or
+    None. Raises Invalid naming the field."""
     with audited(actor, ActorRole.OPERATOR, "drain.limits", f"drain:{drain.uuid}"):
         given = {"concurrency": concurrency, "bandwidth": bandwidth, "window": window, "time_zone": time_zone}
         limits = checked({name: value for name, value in given.items() if value is not _UNSET})
@@ -186,13 +195,15 @@ def set_limits(
             batch = TransferBatch.objects.filter(pk=drain.batch_id)
             changes = {name: (before, limits[name]) for name, before in batch.values(*limits).get().items()}
             batch.update(**limits)
-        for uuid, limit in (read_limits or {}).items():
-            check_rate("read_limits", limit)
-            store = ImageStore.objects.select_for_update().filter(uuid=uuid, removed=None).only("name", "read_limit").first()
-            if store is None:
-                raise Invalid(f"There is no store {uuid}.", field="read_limits")
-            changes[f"read limit of {store.name}"] = (store.read_limit, limit)
-            ImageStore.objects.filter(pk=store.pk).update(read_limit=limit)
+        for store_id, limit in (read_limits or {}).items():
+            check_rate(limit, "read_limits")
+            try:
+                store = find_store(store_id)
+            except Missing as error:
+                raise Invalid(error.message, remedy=error.remedy, field="read_limits") from error
+            rows = ImageStore.objects.filter(pk=store.pk)
+            changes[f"read limit of {store.name}"] = (rows.select_for_update().values_list("read_limit", flat=True).get(), limit)
+            rows.update(read_limit=limit)
         record(actor, "drain.limits", f"drain:{drain.uuid}", changes=changes)
     drain.refresh_from_db()
     return drain

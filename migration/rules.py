@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from django.conf import settings
 from django.template.defaultfilters import pluralize
 
-from cloudstorage.commands import human_bytes
+from cloudstorage.commands import check_rate, human_bytes
 from cloudstorage.errors import Invalid, Missing
 from migration.models import Drain
 from stores.models import Kind, Zone
@@ -202,14 +202,6 @@ def _between(field: str, low: int, high: int, message: str) -> Callable[[int], i
     return check
 
 
-def check_rate(field: str, given: int | None) -> int | None:
-    """Bytes per second, or None for no limit; raises Invalid."""
-    if given is not None and not 0 < given < 1 << 63:
-        message = "A limit is a number of bytes per second above 0."
-        raise Invalid(message, remedy="Leave it out for no limit.", field=field)
-    return given
-
-
 def _time_zone(given: str) -> str:
     return windows.zone_of(given).key if given else ""
 
@@ -221,7 +213,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "verification": _one_of("verification", list(VERIFICATIONS)),
     "canary_items": _between("canary_items", 0, 1_000_000, "Canary items are counted from 0, which is none."),
     "concurrency": _between("concurrency", 1, MAX_CONCURRENCY, "Concurrency is the number of items under way at once, 1 to 256."),
-    "bandwidth": lambda given: check_rate("bandwidth", given),
+    "bandwidth": lambda given: check_rate(given, "bandwidth"),
     "window": windows.canonical,
     "time_zone": _time_zone,
 }

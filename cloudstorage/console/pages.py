@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.http.response import HttpResponseBase
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
@@ -23,8 +24,10 @@ from django.views.decorators.cache import never_cache
 from cloudstorage import secrets
 from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.audit import refused
-from cloudstorage.errors import Denied, ServiceError
+from cloudstorage.errors import UNSTORABLE, Denied, ServiceError, unstorable
 from cloudstorage.logs import request_id
+
+log = logging.getLogger(__name__)
 
 View = Callable[..., HttpResponseBase]
 
@@ -133,14 +136,24 @@ def _guard(view: View, role: ActorRole, form: ActorRole, *, only_post: bool) -> 
             return not_allowed(request, ["POST"])
         try:
             _admit(request, actor, form if request.method == "POST" else role)
+            if _has_null(request.GET) or _has_null(request.POST):
+                raise unstorable()
             return view(request, *args, **kwargs)
         except ServiceError as error:
-            if only_post and not isinstance(error, Denied):
-                complain(request, error)
-                return redirect(came_from(request))
-            return refuse(request, error)
+            refusal = error
+        except UNSTORABLE as error:
+            log.warning("a page got what cannot be kept", exc_info=error)
+            refusal = unstorable()
+        if only_post and not isinstance(refusal, Denied):
+            complain(request, refusal)
+            return redirect(came_from(request))
+        return refuse(request, refusal)
 
     return guarded
+
+
+def _has_null(sent: QueryDict) -> bool:
+    return any("\0" in value for _, values in sent.lists() for value in values)
 
 
 def _admit(request: HttpRequest, actor: Actor, role: ActorRole) -> None:

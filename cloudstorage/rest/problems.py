@@ -12,7 +12,7 @@ from django.db import OperationalError
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework.exceptions import APIException, NotAuthenticated, ValidationError
 
-from cloudstorage.errors import ServiceError, plain
+from cloudstorage.errors import UNSTORABLE, ServiceError, plain, unstorable
 from cloudstorage.logs import request_id
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,9 @@ def _body(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]:  # no
     if isinstance(error, OperationalError):
         log.warning("the database did not answer in time: %s", error)
         return _problem(503, "database-busy", "The database did not answer in time.", "Try again in a moment.")
+    if isinstance(error, UNSTORABLE):
+        log.warning("a REST view got what cannot be kept", exc_info=error)
+        return _refusal(unstorable(), context)
     log.error("a REST view failed", exc_info=error)
     return _problem(
         500, "unexpected", "Something failed here that nobody foresaw.", "Look for the request id in the server's log."

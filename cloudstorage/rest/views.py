@@ -18,6 +18,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.errors import unstorable
 from cloudstorage.rest import KeysetPagination, actor_of
 from cloudstorage.rest.problems import MEDIA_TYPE
 
@@ -77,6 +78,8 @@ class ServiceView(GenericAPIView[Any]):
         if unknown := sorted(set(request.query_params) - known):
             allowed = ", ".join(sorted(known)) or "none"
             raise ValidationError(dict.fromkeys(unknown, f"There is no such parameter; there are: {allowed}."))
+        if any("\0" in str(value) for value in (*kwargs.values(), *request.query_params.values())):
+            raise unstorable()
 
     def pointer_to(self, field: str) -> str:
         """Where in the request a field stands that a service refused."""

@@ -51,7 +51,7 @@ def _upload(request: Request) -> dict[str, Any]:
     if (request.content_type or "").partition(";")[0] != OCTETS:
         raise UnsupportedMediaType(request.content_type or "none", f"Send the image itself, as {OCTETS}.")
     length = request.META.get("CONTENT_LENGTH") or ""
-    if not length.isdigit():
+    if not (length.isascii() and length.isdigit()):
         raise LengthRequired
     checked = shown.UploadQuery(data=request.query_params.dict())
     checked.is_valid(raise_exception=True)

@@ -9,6 +9,7 @@ from django.conf import settings
 from rest_framework import serializers
 
 from cloudstorage.rest.views import Body, Serializer
+from stores.layout import MAX_ID
 from stores.models import ImageStore, Kind, ScanRun, Snapshot
 from stores.services import image_stores
 from stores.services.inventory import relative_name
@@ -366,11 +367,16 @@ class UploadQuery(Body):
     account = serializers.UUIDField(help_text="Id of its owner.")
     zone = serializers.UUIDField(required=False, allow_null=True, default=None, help_text="Default: the region.")
     sha256 = serializers.CharField(required=False, default="", help_text="Of the body; another one is refused.")
-    unique_name = serializers.CharField(required=False, default="", help_text="Of a template.")
-    display_text = serializers.CharField(required=False, default="", help_text="Of a template.")
+    unique_name = serializers.CharField(required=False, default="", max_length=255, help_text="Of a template.")
+    display_text = serializers.CharField(required=False, default="", max_length=4096, help_text="Of a template.")
     public = serializers.BooleanField(required=False, default=False, help_text="Of a template.")
     volume_upstream_id = serializers.IntegerField(
-        required=False, allow_null=True, default=None, min_value=0, help_text="Of a snapshot: the volume's id in CloudStack."
+        required=False,
+        allow_null=True,
+        default=None,
+        min_value=0,
+        max_value=MAX_ID,
+        help_text="Of a snapshot: the volume's id in CloudStack.",
     )
     parent = serializers.UUIDField(
         required=False, allow_null=True, default=None, help_text="Of a snapshot: the one that it builds on."

@@ -20,6 +20,7 @@ from django.utils import timezone
 from cloudstorage import audit, secrets
 from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.checkpoints import reach
+from cloudstorage.commands import check_rate
 from cloudstorage.errors import Blocked, Conflict, Invalid, ServiceError, Unreachable
 from cloudstorage.models import Installation
 from cloudstorage.net import ForbiddenUrl, OutboundPolicy, UnknownHost, networks_of
@@ -466,9 +467,7 @@ def update_store(
             store.readonly = readonly
             fields.append("readonly")
         if read_limit is not _UNSET and read_limit != store.read_limit:
-            if read_limit is not None and read_limit <= 0:
-                message = "The read limit must be more than 0 bytes per second."
-                raise Invalid(message, remedy="Leave it empty for no limit.", field="read_limit")
+            check_rate(read_limit, "read_limit")
             changes["read_limit"] = store.read_limit, read_limit
             store.read_limit = read_limit
             fields.append("read_limit")

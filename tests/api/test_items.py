@@ -196,4 +196,5 @@ def test_upload_must_be_octets_of_a_known_length(api, nfs):
     client = api("operator")
     assert client.send("POST", f"volumes?{query}", {"a": 1}).status_code == 415
     assert upload(client, "volumes", b"x", query, CONTENT_LENGTH="").status_code == 411
+    assert upload(client, "volumes", b"x", query, CONTENT_LENGTH="²").status_code == 411
     assert not Volume.objects.exists()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from urllib.parse import urlencode
 
 import pytest
-from django.db import OperationalError
+from django.db import DataError, OperationalError
 
 from cloudstorage.errors import Busy, Unreachable
-from stores.models import Zone
+from stores.models import Account, Snapshot, Zone
 from stores.services import region as region_service
+from tests.migration.region import changed, dump
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
 
@@ -123,3 +125,59 @@ def test_zone_is_added_once(api):
     assert made.json() == {"id": str(Zone.objects.get().uuid), "name": "east"}
     again = api().post("zones", {"name": "east"})
     assert (again.status_code, again.json()["errors"][0]["pointer"]) == (409, "#/name")
+
+
+def test_time_before_all_times_is_refused_or_finds_all(api):
+    answer = api("auditor").get("audit?since=0001-01-01T00:00:00%2B14:00")
+    assert answer.status_code in {200, 400}, answer.content
+
+
+def test_address_with_a_null_character_is_refused(api):
+    assert api().delete("tokens/a%00b").status_code == 400
+
+
+TOO_LONG, TOO_MUCH = "x" * 5000, 2**63
+
+
+@pytest.mark.parametrize("given", [{"unique_name": TOO_LONG}, {"display_text": TOO_LONG}, {"volume_upstream_id": TOO_MUCH}])
+def test_upload_of_what_fits_no_column_is_refused_before_a_byte_is_read(api, region, given):
+    region.volume("data", "east")
+    account = Account.objects.get().uuid
+    query = urlencode({"name": "new", "filename": "new.raw", "account": account, **given})
+    answer = api().send("POST", f"snapshots?{query}", data=b"x", content_type="application/octet-stream")
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, f"#/{next(iter(given))}")
+    assert not Snapshot.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "given", "pointer"),
+    [
+        ("PATCH", "stores/{store}", {"read_limit": TOO_MUCH}, "#/read_limit"),
+        ("PATCH", "drains/{drain}/limits", {"read_limits": {"{store}": TOO_MUCH}}, "#/read_limits"),
+        ("PATCH", "drains/{drain}/limits", {"read_limits": {"no uuid": 5}}, "#/read_limits"),
+        ("POST", "drains", {"name": TOO_LONG}, "#/name"),
+    ],
+)
+def test_body_that_fits_no_column_is_refused_with_nothing_changed(api, cloud, method, path, given, pointer):
+    names = {"store": str(cloud.region.stores["east"].uuid), "drain": str(cloud.drain.uuid)}
+    if path == "drains":
+        api().post(f"drains/{names['drain']}/cancel")
+    api().get("whoami")
+    before = dump()
+    body = {
+        key: {inner.format(**names): limit for inner, limit in value.items()} if isinstance(value, dict) else value
+        for key, value in given.items()
+    }
+    answer = api().send(method, path.format(**names), body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, pointer)
+    assert changed(before, dump()) == set()
+
+
+def test_what_a_database_cannot_keep_is_a_refusal_and_no_failure_of_ours(api, monkeypatch):
+    def fail(**_):
+        raise DataError("value too long for type character varying(255)")
+
+    monkeypatch.setattr(region_service, "add_zone", fail)
+    answer = api().post("zones", {"name": "z"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
+    assert "varying" not in answer.content.decode()

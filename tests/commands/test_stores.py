@@ -88,6 +88,12 @@ def test_secret_on_the_command_line_or_out_of_reach_is_refused_and_nothing_saved
     assert not ImageStore.objects.exists()
 
 
+def test_secret_file_that_is_no_text_is_refused(run, memory_store, tmp_path):
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    ended = run(*objects("--secret-file", f"password={tmp_path / 'key'}"))
+    assert (ended.code, "is not text" in ended.err, ImageStore.objects.exists()) == (2, True, False)
+
+
 def test_steps_are_told_and_the_exit_code_is_4_when_the_probe_finds_a_blocker(run, memory_store):
     memory_store.password = SECRET
     ended = run(*objects())
