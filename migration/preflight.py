@@ -137,7 +137,7 @@ def _look(provider: str, url: str, details: Mapping[str, str]) -> tuple[str, dic
         "object_store": {"provider": provider, "url": url, "steps": [_step(step) for step in steps]},
         "requests": requests,
         "time": sampling.time_range(requests, samples, speed),
-        "not_checked": _not_checked(samples, comparison, speed),
+        "not_checked": [*_not_checked(samples, comparison), *_speed_unknown(speed, writable=writable)],
     }
     return mark, report
 
@@ -181,7 +181,14 @@ def _object_store_finding(step: ProbeStep) -> Finding | None:
     return None
 
 
-def _not_checked(samples: Sequence[sampling.Sample], comparison: sampling.Comparison, speed: sampling.Speed | None) -> list[str]:
+def _speed_unknown(speed: sampling.Speed | None, *, writable: bool) -> list[str]:
+    if speed is not None:
+        return []
+    why = "it failed while it was measured, though its probe found no blocker" if writable else "its probe found blockers"
+    return [f"The speed of the object store, because {why}."]
+
+
+def _not_checked(samples: Sequence[sampling.Sample], comparison: sampling.Comparison) -> list[str]:
     said = [
         "Whether every byte on the exports can be read: only the first bytes of the files named above were read.",
         "Rights to rename and delete in each item's own folder: they were tried in the export's own folders only.",
@@ -196,6 +203,4 @@ def _not_checked(samples: Sequence[sampling.Sample], comparison: sampling.Compar
     ]
     if comparison.not_compared:
         said.append(f"{comparison.not_compared} items with copies in several zones were compared by size only, not by content.")
-    if speed is None:
-        said.append("The speed of the object store, because its probe found blockers.")
     return said

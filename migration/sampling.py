@@ -60,7 +60,7 @@ def look_at(store: ImageStore) -> Sample:
     driver = driver_for(store)
     sample.files = sum(_files(kind, store).count() for kind in KINDS)
     step = -(-sample.files // OPEN_AT_MOST) or 1
-    sample.choice = "every file" if step == 1 else f"every {step}th file"
+    sample.choice = "every file" if step == 1 else f"one file in {step}"
     examples: list[str] = []
     deadline = time.monotonic() + OPEN_SECONDS
     for path in _paths(store, step):

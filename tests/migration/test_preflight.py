@@ -16,6 +16,7 @@ from migration import findings, sampling
 from migration.conversion import convert
 from migration.models import Preflight
 from migration.preflight import preflight, request_preflight, run_preflight, sealed_details, wake_forgotten
+from stores.drivers.errors import Unavailable
 from stores.drivers.nfs import NFSDriver
 from stores.models import ImageStore, Kind, SnapshotStoreRef, TemplateStoreRef, Worker, WorkerReach
 from stores.services import items
@@ -110,7 +111,7 @@ def test_sample_is_bounded_and_said_when_a_store_has_many_files(region, look, mo
         region.template(f"t{number}", "east")
     report = look()
     store = report["zones"][0]["stores"][0]
-    assert store["choice"] == "every 3th file"
+    assert store["choice"] == "one file in 3"
     assert store["files_opened"] == 4
     assert "nfs-east: 8 of 12 files were not opened." in report["not_checked"]
 
@@ -147,13 +148,13 @@ def test_worker_that_does_not_reach_an_export_is_a_blocker(region, look, setting
     assert finding(look(), "export-unreachable-by-workers")["store"] == "nfs-west"
 
 
-def test_store_that_was_never_scanned_is_a_blocker_and_an_old_scan_a_warning(region, look, settings):
 def test_worker_is_judged_by_the_clock_that_wrote_its_heartbeat(region, look, monkeypatch):
     late = timezone.now() + timedelta(hours=2)
     monkeypatch.setattr("django.utils.timezone.now", lambda: late)
     assert "export-unreachable-by-workers" not in codes(look())
 
 
+def test_store_that_was_never_scanned_is_a_blocker_and_an_old_scan_a_warning(region, look, settings):
     ImageStore.objects.filter(name="nfs-east").update(scanned_at=None)
     long_ago = timezone.now() - timedelta(seconds=settings.PREFLIGHT_MAX_AGE_SECONDS + 3600)
     ImageStore.objects.filter(name="nfs-west").update(scanned_at=long_ago)
@@ -219,6 +220,20 @@ def test_object_store_that_fails_its_probe_is_a_blocker_and_the_rest_is_told_all
     assert report["zones"][0]["items"]["template"]["count"] == 1
     assert report["time"]["low_seconds"] is None
     assert any("speed of the object store" in line for line in report["not_checked"])
+
+
+def test_speed_that_could_not_be_measured_is_not_blamed_on_the_probe(region, look, monkeypatch):
+    region.template("image", "east")
+
+    def away(_work: object) -> float:
+        raise Unavailable("It went away.")
+
+    monkeypatch.setattr(sampling, "_timed", away)
+    report = look()
+    assert "object-store" not in codes(report)
+    assert [line for line in report["not_checked"] if "speed" in line] == [
+        "The speed of the object store, because it failed while it was measured, though its probe found no blocker."
+    ]
 
 
 def test_queries_do_not_grow_with_the_rows(region, look):
