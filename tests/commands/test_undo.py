@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from migration import rollback
 from migration.models import Conversion, Rollback
 from stores.drivers.errors import Full
 from stores.drivers.nfs import NFSDriver
@@ -72,10 +75,25 @@ def test_exit_code_says_whether_it_has_ended_goes_on_or_waits(run, cloud, monkey
     assert "full: No space is left." in failed.out
     assert run("migration_rollback", "--retry").code == 5
     copy(cloud)
-    from migration import rollback
-
     rollback.advance(Rollback.objects.get())
     assert run("migration_rollback", "--follow", "--status").code == 0
+
+
+def test_following_tells_what_it_waits_for(run, cloud, monkeypatch):
+    bear(cloud, "born")
+    assert run("migration_rollback", "--yes").code == 5
+    monkeypatch.setattr(time, "sleep", lambda _: copy(cloud) or rollback.advance(Rollback.objects.get()))
+    followed = run("migration_rollback", "--follow", "--status", "--json")
+    assert (followed.code, followed.err) == (0, "Copies are on their way home.\n")
+    assert followed.json()["state"] == "RolledBack"
+
+
+def test_doctor_sends_nobody_to_plan_a_drain_while_the_region_goes_home(run, cloud):
+    bear(cloud, "born")
+    run("migration_rollback", "--yes")
+    told = run("doctor").out
+    assert "is RollingBack. Copies are on their way home.\n          -> manage.py migration_rollback --status" in told
+    assert "migration_plan" not in told
 
 
 def test_what_refuses_it_is_told_with_its_remedy_and_exit_code_4(run, cloud, monkeypatch):

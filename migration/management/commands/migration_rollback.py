@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cloudstorage.actors import Actor
-from cloudstorage.commands import human_bytes, human_seconds
+from cloudstorage.commands import human_bytes, human_seconds, seconds_from
 from migration import rollback
 from migration.commands import ConversionCommand, counts_as_text, findings_as_text
 from migration.homeward import RollbackPlan
@@ -30,7 +30,7 @@ class Command(ConversionCommand):
             "--override", action="append", default=[], metavar="CODE", help="accept a blocker that may be accepted"
         )
         parser.add_argument("--follow", action="store_true", help="until it has ended, or copies failed")
-        parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (default 2)")
+        parser.add_argument("--interval", type=seconds_from, default=2.0, help="seconds between two looks (default 2)")
         instead = parser.add_mutually_exclusive_group()
         instead.add_argument("--status", action="store_true", help="only tell how far it is")
         instead.add_argument("--retry", action="store_true", help="try the copies home that failed again")
@@ -49,9 +49,16 @@ class Command(ConversionCommand):
             return None
         found = self._going(actor, row, options)
         if options["follow"]:
-            while rollback.progress(found).state == ConversionState.ROLLING_BACK and not _waits(found):
-                time.sleep(options["interval"])
+            self._follow(found, options["interval"])
         return self._tell(found)
+
+    def _follow(self, row: Rollback, interval: float) -> None:
+        told = ""
+        while (now := rollback.progress(row)).state == ConversionState.ROLLING_BACK and not _waits(now.items):
+            if now.note != told:
+                told = now.note
+                self.stderr.write(told)
+            time.sleep(interval)
 
     def _going(self, actor: Actor, row: Conversion, options: Mapping[str, Any]) -> Rollback:
         if options["status"]:
@@ -78,12 +85,11 @@ class Command(ConversionCommand):
         self.say("\n".join(lines), asdict(found))
         if found.state != ConversionState.ROLLING_BACK:
             return None
-        return 6 if _waits(row) else 5
+        return 6 if _waits(items) else 5
 
 
-def _waits(row: Rollback) -> bool:
+def _waits(items: Mapping[str, int]) -> bool:
     """Whether it goes on only when a person does something."""
-    items = rollback.progress(row).items
     return bool(items["failed"]) and not any(items[state] for state in ("queued", "blocked", "running"))
 
 

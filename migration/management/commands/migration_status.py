@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cloudstorage.actors import Actor
-from cloudstorage.commands import human_bytes
+from cloudstorage.commands import human_bytes, seconds_from
 from migration import drain
 from migration.commands import DrainCommand, exit_code, progress_as_json, progress_as_text
 from migration.models import Drain
@@ -25,7 +25,7 @@ class Command(DrainCommand):
     def add_own_arguments(self, parser: ArgumentParser) -> None:
         super().add_own_arguments(parser)
         parser.add_argument("--follow", action="store_true", help="until it ends, is cancelled or paused: a bar, or JSON lines")
-        parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (default 2)")
+        parser.add_argument("--interval", type=seconds_from, default=2.0, help="seconds between two looks (default 2)")
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
         row = self.drain(options)
