@@ -22,7 +22,11 @@ WORDS = {
         "Never read by us",
         "Proven elsewhere, but nobody has hashed these very files. A retirement does.",
     ),
-    Keeper.NOTHING: ("Could go", "Proven on a store of record, read once, and held by nobody."),
+    Keeper.DIFFERS: (
+        "Other content",
+        "Read by us, and not what is proven on the store of record: zones' copies can differ, and a person decides.",
+    ),
+    Keeper.NOTHING: ("Could go", "The same bytes are proven on a store of record, and nobody holds these."),
 }
 
 

@@ -16,7 +16,7 @@ _PROVEN_BY = {
     Proof.ADOPTED: "A scan found it there. Nobody has hashed it yet, so nothing proves its bytes but their place.",
     Proof.VERIFIED: "It was copied there, and the store checked every part against our checksum.",
     Proof.ATTESTED: "It was copied there, and the store's own checksum of the whole is ours.",
-    Proof.READ_BACK: "It was copied there, read back and compared, since the store checks nothing by itself.",
+    Proof.READ_BACK: "It was read back from there and hashed: every byte is what it should be.",
 }
 _STATES = {
     RefState.ALLOCATED: "It is about to be written there.",

@@ -1,4 +1,4 @@
-"""What keeps the copies on a staging store there, and what could go because it is proven elsewhere and nobody holds it."""
+"""What keeps the copies on a staging store there, and what could go because the same is proven elsewhere and nobody holds it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Keeper(StrEnum):
     HOLD = "hold"
     ONLY = "only"
     UNREAD = "unread"
+    DIFFERS = "differs"
     NOTHING = "nothing"
 
 
@@ -46,11 +47,13 @@ def kept(store: ImageStore) -> Mapping[Keeper, Mapping[Kind, Share]]:
 def _keeper(kind: Kind, store: ImageStore) -> Case:
     elsewhere = KINDS[kind].ref.objects.filter(item_id=OuterRef("item_id")).exclude(store=store)
     of_record = elsewhere.filter(store__role=Role.IMAGE, store__state=StoreState.ATTACHED)
+    proven = of_record.filter(state__in=READABLE, proof__in=PROVEN)
     return Case(
         When(Exists(elsewhere.filter(state=RefState.PROMISED)), then=Value(Keeper.PROMISE.value)),
         When(Exists(Hold.objects.filter(kind=kind, ref_id=OuterRef("pk"))), then=Value(Keeper.HOLD.value)),
-        When(~Exists(of_record.filter(state__in=READABLE, proof__in=PROVEN)), then=Value(Keeper.ONLY.value)),
+        When(~Exists(proven), then=Value(Keeper.ONLY.value)),
         When(sha256="", then=Value(Keeper.UNREAD.value)),
+        When(~Exists(proven.filter(sha256=OuterRef("sha256"))), then=Value(Keeper.DIFFERS.value)),
         default=Value(Keeper.NOTHING.value),
         output_field=CharField(),
     )

@@ -75,6 +75,8 @@ def keepers(cloud) -> dict[str, int]:
 def test_every_copy_on_a_staging_store_is_in_one_line_that_says_what_keeps_it(cloud, proven):
     refs = type(proven).objects.filter(pk=proven.pk)
     assert keepers(cloud) == {"promise": 2, "unread": 1}
+    refs.update(sha256="1" * 64)
+    assert keepers(cloud) == {"promise": 2, "differs": 1}
     refs.update(sha256="0" * 64)
     assert keepers(cloud) == {"promise": 2, "nothing": 1}
     holds.take_hold(Kind.TEMPLATE, proven.pk, "read", "a test")
@@ -123,8 +125,6 @@ def test_the_overview_shows_what_is_under_way_and_the_versions(cloud, sign_in):
 # --- lists of the admin ------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_list_of_the_admin_teaches_and_its_button_is_for_who_may(sign_in):
-    assert "a zone is the first thing to add" in words(sign_in("viewer").get("/stores/zone/"))
 def test_a_worker_that_runs_is_listed_before_a_hundred_that_have_stopped(sign_in):
     stopped = timezone.now()
     Worker.objects.bulk_create(Worker(hostname=f"former-{number}", pid=1, stopped=stopped) for number in range(100))
@@ -133,6 +133,8 @@ def test_a_worker_that_runs_is_listed_before_a_hundred_that_have_stopped(sign_in
     assert page.index("present:1") < page.index("former-")
 
 
+def test_an_empty_list_of_the_admin_teaches_and_its_button_is_for_who_may(sign_in):
+    assert "a zone is the first thing to add" in words(sign_in("viewer").get("/stores/zone/"))
     assert "Accounts appear when" in words(sign_in("viewer").get("/stores/account/"))
     assert 'href="/zones/add/"' not in sign_in("viewer").get("/stores/zone/").content.decode()
     assert 'href="/zones/add/"' in sign_in("storage-admin").get("/stores/zone/").content.decode()
