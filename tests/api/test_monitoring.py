@@ -87,7 +87,9 @@ def viewer(api) -> dict[str, str]:
 
 
 def test_figures_are_told_to_those_with_a_role_only(client, viewer):
-    assert client.get("/metrics").status_code == 401
+    refused = client.get("/metrics")
+    assert (refused.status_code, refused.headers["Content-Type"]) == (401, "application/problem+json")
+    assert refused.json()["code"] == "not-authenticated"
     assert told(client, viewer)["cloudstorage_read_only"] == 0
 
 
