@@ -65,6 +65,8 @@ def cli_actor() -> Actor:
     return Actor(f"cli:{user}", frozenset({ActorRole.STORAGE_ADMIN, ActorRole.AUDITOR}))
 
 
+ANONYMOUS = Actor("anonymous", frozenset())
+"""Whoever is not signed in."""
 SYSTEM = Actor("system", frozenset({ActorRole.STORAGE_ADMIN}))
 """Workers and schedules."""
 RECOVERY = Actor("system:recovery", frozenset({ActorRole.STORAGE_ADMIN}), recovers=True)

@@ -7,16 +7,20 @@ from datetime import timedelta
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser, Group
 from django.contrib.auth.password_validation import validate_password
+from django.contrib.auth.validators import UnicodeUsernameValidator
 from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.actors import ANONYMOUS, SYSTEM, Actor, ActorRole
 from cloudstorage.audit import audited, record
 from cloudstorage.errors import Conflict, Denied, Invalid, Missing
 from cloudstorage.models import ApiToken
 
 DEFAULT_TOKEN_DAYS = 90
 MAX_TOKEN_DAYS = 366
+MAX_NAME = 150
+"""What Django's column holds."""
 
 
 def add_user(*, actor: Actor, name: str, role: str, password: str) -> AbstractBaseUser:
@@ -24,20 +28,41 @@ def add_user(*, actor: Actor, name: str, role: str, password: str) -> AbstractBa
     users = get_user_model()
     with audited(actor, ActorRole.STORAGE_ADMIN, "user.add", name):
         _check_role(role)
-        if not name.strip() or len(name) > 150:
-            raise Invalid("A user's name has 1 to 150 characters.", remedy="Choose another name.", field="name")
+        _check_name(name)
         if users.objects.filter(username=name).exists():
-            raise Conflict(f"There is already a user called {name!r}.", remedy="Choose another name.", field="name")
+            raise _taken(name)
         user = users(username=name, is_staff=True)  # staff may sign in at the console; what they may do there is their role's
         try:
             validate_password(password, user)
         except ValidationError as error:
             raise Invalid(" ".join(error.messages), remedy="Choose a longer, less common password.", field="password") from None
         user.set_password(password)
-        user.save()
+        try:
+            with transaction.atomic():
+                user.save()
+        except IntegrityError:  # somebody took it at the same moment
+            raise _taken(name) from None
         user.groups.add(Group.objects.get_or_create(name=role)[0])
         record(actor, "user.add", name, role=role)
     return user
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"There is already a user called {name!r}.", remedy="Choose another name.", field="name")
+
+
+def _check_name(name: str) -> None:
+    """The audit trail knows its actors by name alone, so nobody may be called as a process, a command or a token is."""
+    try:
+        UnicodeUsernameValidator()(name)
+    except ValidationError:
+        remedy = "Use letters, digits and @ . + - _ only."
+        raise Invalid(f"{name!r} cannot be the name of a user.", remedy=remedy, field="name") from None
+    if len(name) > MAX_NAME:
+        raise Invalid(f"A user's name has 1 to {MAX_NAME} characters.", remedy="Choose another name.", field="name")
+    if name in {SYSTEM.name, ANONYMOUS.name}:
+        message = f"{name!r} is what the audit trail calls those who are no person."
+        raise Invalid(message, remedy="Choose another name.", field="name")
 
 
 def _check_role(role: str) -> None:

@@ -22,7 +22,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 
 from cloudstorage import secrets
-from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.actors import ANONYMOUS, Actor, ActorRole
 from cloudstorage.audit import refused
 from cloudstorage.errors import UNSTORABLE, Denied, ServiceError, unstorable
 from cloudstorage.logs import request_id
@@ -176,7 +176,7 @@ def actor_of(request: HttpRequest) -> Actor:
     if kept is None:
         user: Any = getattr(request, "user", None)
         if user is None or not user.is_authenticated:
-            return Actor("anonymous", frozenset())
+            return ANONYMOUS
         groups = user.groups.values_list("name", flat=True)
         kept = Actor.of_groups(user.get_username(), groups, superuser=user.is_superuser)
         _actors[request] = kept

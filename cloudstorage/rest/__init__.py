@@ -23,7 +23,7 @@ from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 from rest_framework.utils.urls import remove_query_param, replace_query_param
 
-from cloudstorage.actors import Actor, ActorRole
+from cloudstorage.actors import ANONYMOUS, Actor, ActorRole
 from cloudstorage.audit import refused
 from cloudstorage.errors import Denied
 from cloudstorage.models import ApiToken
@@ -77,7 +77,7 @@ def actor_of(request: Any) -> Actor:
 
 def _actor_of(user: Any, token: object) -> Actor:
     if not user.is_authenticated:
-        return Actor("anonymous", frozenset())
+        return ANONYMOUS
     actor = Actor.of_groups(user.get_username(), user.groups.values_list("name", flat=True), superuser=user.is_superuser)
     if not isinstance(token, ApiToken):
         return actor

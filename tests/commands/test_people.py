@@ -36,7 +36,8 @@ def test_user_has_the_role_and_the_password(ann, run, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "role", "password", "code"),
     [("ann", "viewer", PASSWORD, 4), ("bob", "king", PASSWORD, 2), ("bob", "viewer", "short", 2), ("bob", "viewer", "password1234", 2),
-     (" ", "viewer", PASSWORD, 2)],
+     (" ", "viewer", PASSWORD, 2), ("cli:root", "viewer", PASSWORD, 2), ("ann (token cs_x)", "viewer", PASSWORD, 2),
+     ("system", "viewer", PASSWORD, 2), ("b" * 151, "viewer", PASSWORD, 2)],
 )  # fmt: skip
 def test_user_is_refused(ann, run, monkeypatch, name, role, password, code):
     monkeypatch.setattr("sys.stdin", io.StringIO(password + "\n"))
