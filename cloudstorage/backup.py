@@ -87,14 +87,14 @@ def write(path: Path, *, passphrase: str) -> Manifest:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         try:
-            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as file:
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                    manifest = _write_members(archive, passphrase)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
-            raise Invalid(f"{path} cannot be written: {error.strerror}.", field="file") from None
-        with os.fdopen(handle, "w+b") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                manifest = _write_members(archive, passphrase)
-            file.flush()
-            os.fsync(file.fileno())
+            message = f"{path} cannot be written: {error.strerror}. No backup was made."
+            raise Invalid(message, remedy="Name a file in a folder with room that you may write to.", field="file") from None
         reach("backup.written")
         verify(temporary, passphrase=passphrase)
         try:

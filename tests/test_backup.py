@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -64,6 +65,17 @@ def test_a_backup_that_was_killed_leaves_nothing_that_could_be_taken_for_one(tmp
     assert [found.name for found in tmp_path.glob(".*backup*")] == []
     assert command("restore", str(path), "--check") == 0
     assert command("restore", str(path)) == 4, "that database is not empty: it has an audit trail"
+
+
+def test_a_disk_that_is_full_ends_a_backup_in_words_and_leaves_nothing(db, tmp_path, monkeypatch):
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Invalid, match=r"cannot be written: No space left on device\. No backup was made") as refused:
+        backup.write(tmp_path / "cloud.backup", passphrase="")
+    assert "room" in refused.value.remedy
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_backup_is_never_overwritten(archive):
