@@ -16,7 +16,7 @@ from django.utils import timezone
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
 from cloudstorage.audit import audited, record
 from cloudstorage.checkpoints import reach
-from cloudstorage.errors import Invalid, ServiceError
+from cloudstorage.errors import Conflict, Invalid, ServiceError
 from cloudstorage.queue import wake
 from migration.damage import Wrong, difference
 from migration.evidence import read_for_retirement
@@ -31,7 +31,7 @@ from stores.models import KINDS, ImageStore, Kind
 from stores.services import proofs
 from stores.services.image_stores import driver_for
 from stores.services.inventory import relative_name
-from stores.states import READABLE, Proof, RefState
+from stores.states import READABLE, Proof, RefState, StoreState
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,12 @@ _REFUSED_SECONDS = 300
 
 
 def verify(*, actor: Actor, store: ImageStore, sample_percent: float = 100, mode: str = Verification.CONTENT) -> Verification:
-    """Queue a check of a store; raises Invalid for a percentage outside (0, 100]."""
+    """Queue a check of a store; raises Invalid for a percentage outside (0, 100], Conflict for a store that was removed."""
     if not 0 < sample_percent <= 100:
-        raise Invalid("The sample is a percentage above 0, up to 100.", field="sample_percent")
+        raise Invalid("The sample is a percentage above 0, up to 100.", remedy="100 reads all.", field="sample_percent")
     with audited(actor, ActorRole.OPERATOR, "store.verify", f"store:{store.uuid}"):
+        if store.state == StoreState.REMOVED:
+            raise Conflict(f"The store {store.name} was removed, so nothing is known to be there.", remedy="Add it again first.")
         row = Verification.objects.create(store=store, actor=actor.name, sample_percent=sample_percent, mode=mode)
         record(actor, "store.verify", f"store:{store.uuid}", mode=mode, sample_percent=sample_percent)
         wake(RUN, row.pk)
@@ -110,6 +112,10 @@ def run(row: Verification) -> None:
     ):
         return
     row.refresh_from_db()
+    if row.store.state == StoreState.REMOVED:
+        ended = {"state": VerificationState.CANCELLED, "note": "The store was removed before it was read."}
+        ours(row).update(**ended, finished_at=Now(), lease_until=None)
+        return
     try:
         driver = driver_for(row.store)
         driver.check()

@@ -16,12 +16,13 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from cloudstorage.errors import Conflict
 from migration import listing, rereading, verify
 from migration.models import Decommission, Verification
 from stores.models import KINDS, ImageStore, Kind, Snapshot, Worker, WorkerReach
 from stores.services import image_stores, transfers
 from stores.services.image_stores import driver_for
-from stores.states import Proof, RefState, Role
+from stores.states import Proof, RefState, Role, StoreState
 from stores.worker import Pump
 from tests import factories
 from tests.drivers.s3_cases import details_of, new_bucket
@@ -181,6 +182,18 @@ def test_checks_are_scheduled_once_a_day_within_the_budget(settings, tmp_path):
     Verification.objects.update(created=timezone.now() - timedelta(days=2))
     verify.schedule_drift_checks()
     assert [row.mode for row in Verification.objects.order_by("pk")[2:]] == ["listing"]
+
+
+def test_a_store_that_was_removed_is_verified_no_more(operator):
+    store = factories.make_store("Memory", name="objects")
+    row = verify.verify(actor=operator, store=store)
+    ImageStore.objects.filter(pk=store.pk).update(state=StoreState.REMOVED, removed=timezone.now())
+    store.refresh_from_db()
+    with pytest.raises(Conflict, match="was removed"):
+        verify.verify(actor=operator, store=store)
+    verify.run(row)
+    row.refresh_from_db()
+    assert (row.state, row.note) == ("Cancelled", "The store was removed before it was read.")
 
 
 def test_files_in_folders_and_beside_them_are_met_in_the_order_of_a_listing(tmp_path, monkeypatch):

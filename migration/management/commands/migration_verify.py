@@ -11,7 +11,7 @@ from typing import Any
 
 from cloudstorage.actors import Actor
 from cloudstorage.commands import ServiceCommand, human_bytes
-from cloudstorage.errors import Missing
+from cloudstorage.errors import Conflict, Missing
 from migration import report, verify
 from migration.models import Verification
 from migration.states import VerificationState
@@ -56,6 +56,8 @@ class Command(ServiceCommand):
                 self.stderr.write(told)
             if row.state == VerificationState.RUNNING:  # the store is silent, or a worker has it: either ends by itself
                 time.sleep(1)
+        if row.state == VerificationState.CANCELLED:
+            raise Conflict(row.note, remedy="Add the store again, then verify it.")
         self._tell(row, store)
         return 10 if row.findings_count else None
 
