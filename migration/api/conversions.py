@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from cloudstorage.actors import ActorRole
-from cloudstorage.errors import Missing
+from cloudstorage.errors import Invalid, Missing
 from cloudstorage.rest.views import PagedView, ServiceView, operation
 from migration import conversion, preflight
 from migration.api.serializers import ConversionBody, ConversionView, PreflightBody, PreflightDetailView, PreflightView
@@ -95,6 +95,9 @@ class Conversions(WithDetails, PagedView):
         given["preflight"] = row
         if not given["provider"]:
             self.actor.require(ActorRole.STORAGE_ADMIN)
+            if more := [name for name in ("url", "details") if given[name]]:
+                message = "With a preflight alone, everything is as that was given it; what is sent beside it would be lost."
+                raise Invalid(message, remedy=f"Leave out {' and '.join(more)}, or name the provider too.", field=more[0])
             named = given["name"] or row.name
             given |= {"provider": row.provider, "url": row.url, "name": named, "details": preflight.sealed_details(row)}
         return given

@@ -107,6 +107,8 @@ def test_preflight_is_queued_and_found_under_its_address_unless_waited_for(api, 
     assert api("viewer").get(f"preflights/{row.uuid}").json()["report"] == {}
     early = api().post("conversions", {"preflight": str(row.uuid)})
     assert (early.status_code, early.json()["errors"][0]["pointer"]) == (409, "#/preflight")
+    other = api().post("conversions", {"preflight": str(row.uuid), "url": "memory://others"})
+    assert (other.status_code, other.json()["errors"][0]["pointer"]) == (400, "#/url")
 
 
 @pytest.mark.parametrize(
