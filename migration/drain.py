@@ -29,6 +29,7 @@ from stores.drivers.errors import StoreError
 from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch
 from stores.services import proofs, transfers
 from stores.services.image_stores import driver_for
+from stores.services.inventory import names_of
 from stores.services.region import find_store
 from stores.states import LIVE_TRANSFER_STATES, READABLE, RefState, TransferState, allowed_events
 from stores.worker import STUCK_SECONDS
@@ -521,7 +522,7 @@ def _running(rows: Any) -> list[dict[str, Any]]:
     now = timezone.now()
     listed = []
     live = rows.filter(state=TransferState.RUNNING).select_related("source", "target", "worker").order_by("progress_at")[:50]
-    names = _names(live)
+    names = names_of(live)
     for row in live:
         silent = (now - (row.progress_at or now)).total_seconds()
         at = row.source if row.waiting_on == "source" else row.target
@@ -529,7 +530,7 @@ def _running(rows: Any) -> list[dict[str, Any]]:
             {
                 "transfer": str(row.uuid),
                 "kind": row.kind,
-                "name": names.get((row.kind, row.item_id), ""),
+                "name": names.get((row.kind, row.item_id), ("", ""))[1],
                 "source": row.source.name,
                 "bytes_total": row.bytes_total,
                 "bytes_done": row.bytes_done,
@@ -542,15 +543,6 @@ def _running(rows: Any) -> list[dict[str, Any]]:
             }
         )
     return listed
-
-
-def _names(rows: Sequence[Transfer]) -> dict[tuple[str, int], str]:
-    names: dict[tuple[str, int], str] = {}
-    for kind, models in KINDS.items():
-        ids = [row.item_id for row in rows if row.kind == kind]
-        if ids:
-            names |= {(kind, pk): name for pk, name in models.item.objects.filter(pk__in=ids).values_list("pk", "name")}
-    return names
 
 
 def _zones(rows: Any) -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ from migration.admin.wizard import where_to_go_on
 from migration.conversion import open_conversion
 from migration.models import Conversion, Decommission, Drain, Preflight, Verification
 from migration.states import ConversionState, DecommissionState, DrainState
-from stores.admin.work import names_of, workers
+from stores.admin.work import workers
 from stores.models import KINDS, ImageStore, ScanRun, Transfer, Zone
+from stores.services.inventory import names_of
 from stores.states import LIVE_SCAN_STATES, RefState, Role, TransferState
 
 STATES = (RefState.READY, RefState.PROMISED, RefState.CREATING, RefState.HIDDEN, RefState.DESTROYING, RefState.FAILED)

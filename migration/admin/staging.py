@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -11,7 +10,8 @@ from django.http import HttpRequest, HttpResponse
 from cloudstorage.console.pages import keyset, page, show
 from migration.conversion import pinned_by
 from stores.admin.stores import store_of
-from stores.models import KINDS, Hold, Kind
+from stores.models import Kind
+from stores.services.inventory import names_of
 from stores.services.staging import Keeper, Share, holds_on, kept
 
 WORDS = {
@@ -36,7 +36,7 @@ def staging(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     store = store_of(number)
     shares = kept(store)
     found = keyset(request, holds_on(store), newest_first=True)
-    names = _names(found.rows)
+    names = names_of(found.rows, by="ref_id")
     return show(
         request,
         "console/staging.html",
@@ -53,14 +53,3 @@ def staging(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 
 def _sum(shares: Any) -> Share:
     return Share(sum(share.items for share in shares), sum(share.bytes for share in shares))
-
-
-def _names(holds: Sequence[Hold]) -> dict[tuple[str, int], tuple[str, str]]:
-    """(uuid, name) of the items of held copies; a query per kind."""
-    names = {}
-    for kind, models in KINDS.items():
-        ids = [hold.ref_id for hold in holds if hold.kind == kind]
-        if ids:
-            for pk, number, name in models.ref.objects.filter(pk__in=ids).values_list("pk", "item__uuid", "item__name"):
-                names[kind.value, pk] = (str(number), name)
-    return names

@@ -19,6 +19,7 @@ from cloudstorage.console.pages import action, actor_of, keyset, page, show
 from cloudstorage.errors import Invalid
 from stores.models import KINDS, Transfer, Worker, heavy
 from stores.services import transfers
+from stores.services.inventory import names_of
 from stores.states import TransferState
 
 AT_ONCE = 200
@@ -116,17 +117,6 @@ def _came_of(before: str, row: Transfer) -> tuple[str, str]:
         return "paused", f"Waits for {row.batch.name}, which is not running: resume it, or retry what failed, on its page."
     words = "Waits for its parent in the chain." if row.state == TransferState.BLOCKED else "It is in the queue again."
     return "done", words
-
-
-def names_of(rows: Any) -> dict[tuple[str, int], tuple[str, str]]:
-    """(uuid, name) of the items of transfers, by kind and id; a query per kind."""
-    names = {}
-    for kind, models in KINDS.items():
-        ids = [row.item_id for row in rows if row.kind == kind]
-        if ids:
-            for pk, number, name in models.item.objects.filter(pk__in=ids).values_list("pk", "uuid", "name"):
-                names[kind.value, pk] = (str(number), name)
-    return names
 
 
 def workers() -> list[dict[str, Any]]:

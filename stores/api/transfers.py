@@ -17,8 +17,9 @@ from cloudstorage.errors import Conflict
 from cloudstorage.rest.views import PagedView, ServiceView, operation
 from stores.api.filters import TransferFilter
 from stores.api.serializers import TransferView
-from stores.models import KINDS, Transfer, heavy
+from stores.models import Transfer, heavy
 from stores.services import transfers
+from stores.services.inventory import names_of
 from stores.states import TRANSFER_TRANSITIONS, TransferState, allowed_events
 
 
@@ -29,12 +30,7 @@ def _rows() -> QuerySet[Transfer]:
 
 def _items(rows: Sequence[Transfer]) -> dict[str, Any]:
     """Id and name of the rows' items, for a serializer's context: one query per kind."""
-    found: dict[tuple[str, int], dict[str, str]] = {}
-    for kind, models in KINDS.items():
-        ids = {row.item_id for row in rows if row.kind == kind}
-        for pk, item, name in models.item.objects.filter(pk__in=ids).values_list("pk", "uuid", "name"):
-            found[kind, pk] = {"id": str(item), "name": name}
-    return {"items": found}
+    return {"items": {key: {"id": item, "name": name} for key, (item, name) in names_of(rows).items()}}
 
 
 def transfer_view(wanted: uuid.UUID) -> Any:

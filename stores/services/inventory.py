@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from django.db.models import Case, Exists, F, IntegerField, OuterRef, Q, Value, When
 from django.db.models.functions import Now
@@ -270,6 +271,20 @@ def _choose(item: Item, ref: StoreRef, files: Sequence[StoreFile], path: str | N
         message = f"{item.name} consists of {len(images)} files."
         raise Invalid(message, remedy=f"Name one of them: {', '.join(names) or 'none'}.", field="path")
     return images[0]
+
+
+def names_of(rows: Iterable[Any], *, by: Literal["item_id", "ref_id"] = "item_id") -> dict[tuple[str, int], tuple[str, str]]:
+    """(uuid, name) of the items that rows are about, by the row's kind and id; a query per kind."""
+    ids: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        ids[row.kind].add(getattr(row, by))
+    names: dict[tuple[str, int], tuple[str, str]] = {}
+    for kind, models in KINDS.items():
+        if wanted := ids.get(kind):
+            table, before = (models.item, "") if by == "item_id" else (models.ref, "item__")
+            found = table.objects.filter(pk__in=wanted).values_list("pk", f"{before}uuid", f"{before}name")
+            names |= {(kind.value, pk): (str(number), name) for pk, number, name in found}
+    return names
 
 
 def relative_name(install_path: str, path: str) -> str:
