@@ -21,8 +21,6 @@ from stores.states import READABLE, Role, StoreState
 NFS = "NFS"
 """The one provider that a conversion turns into staging stores, as upstream's `migrateToObjectStore` has it."""
 
-"""States of a ref whose bytes are on its store and are needed: what a conversion promises."""
-
 EXAMPLES = 5
 
 CHECK_SECONDS = 30.0

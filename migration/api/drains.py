@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from django.http import Http404
+from django.shortcuts import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -30,19 +30,16 @@ from migration.api.serializers import (
 )
 from migration.models import Conversion, Drain, Verification
 from stores.api.stores import store_of
+from stores.models import heavy
 from stores.services import transfers
 
 
 def _drains() -> Any:
-    return Drain.objects.select_related("batch", "conversion__object_store").defer(
-        "conversion__object_store__scan_report", "conversion__object_store__probe_steps", "conversion__object_store__facts"
-    )
+    return Drain.objects.select_related("batch", "conversion__object_store").defer(*heavy("conversion__object_store"))
 
 
 def _drain_of(wanted: uuid.UUID) -> Drain:
-    found: Drain | None = _drains().filter(uuid=wanted).first()
-    if found is None:
-        raise Http404
+    found: Drain = get_object_or_404(_drains(), uuid=wanted)
     return found
 
 
@@ -159,7 +156,7 @@ class DrainErrors(ServiceView):
 
 
 def _verifications() -> Any:
-    return Verification.objects.select_related("store").defer("store__scan_report", "store__probe_steps", "store__facts")
+    return Verification.objects.select_related("store").defer(*heavy("store"))
 
 
 class Verifications(PagedView):
@@ -179,10 +176,7 @@ class VerificationOne(ServiceView):
     @operation("verifications_get", answer=VerificationDetailView)
     def get(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
         """Show a verification with what it found."""
-        found = _verifications().filter(uuid=id).first()
-        if found is None:
-            raise Http404
-        return Response(VerificationDetailView(found).data)
+        return Response(VerificationDetailView(get_object_or_404(_verifications(), uuid=id)).data)
 
 
 class StoreVerify(ServiceView):

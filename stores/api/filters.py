@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import django_filters
 from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 
-from stores.models import KINDS, Kind, Template, Transfer
+from stores.models import KINDS, Kind, Template, Transfer, heavy
 from stores.states import RefState, Role, StoreState, TransferState
 
 _GONE = (RefState.DESTROYING, RefState.DESTROYED)
@@ -24,8 +24,7 @@ def listed(kind: Kind) -> QuerySet[Any]:
 def with_refs(items: QuerySet[Any], kind: Kind, *, files: bool = False) -> QuerySet[Any]:
     """The items with their refs as `listed_refs`, in a fixed number of queries."""
     models = KINDS[kind]
-    refs = models.ref.objects.exclude(state=RefState.DESTROYED).select_related("store").order_by("pk")
-    refs = refs.defer("store__scan_report", "store__probe_steps", "store__facts")
+    refs = models.ref.objects.exclude(state=RefState.DESTROYED).select_related("store").defer(*heavy("store")).order_by("pk")
     if files:
         refs = refs.prefetch_related(Prefetch("files", queryset=models.file.objects.order_by("path").select_related("ref")))
     items = items.select_related("account").prefetch_related(Prefetch("refs", queryset=refs, to_attr="listed_refs"))

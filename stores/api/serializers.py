@@ -17,6 +17,7 @@ from stores.states import (
     READABLE,
     SCAN_TRANSITIONS,
     STORE_TRANSITIONS,
+    RefState,
     Role,
     ScanState,
     StoreState,
@@ -246,7 +247,7 @@ class RefView(Serializer):
 
     def get_pending(self, ref: Any) -> bool:
         """Promised."""
-        return bool(ref.state == "Promised")
+        return bool(ref.state == RefState.PROMISED)
 
 
 class RefDetailView(RefView):
@@ -466,9 +467,3 @@ class HistoryQuery(Body):
 
     before = serializers.DateTimeField(required=False, allow_null=True, default=None, help_text="Only what is older.")
     limit = serializers.IntegerField(required=False, default=50, min_value=1, max_value=200)
-
-
-class CountView(Serializer):
-    """How many were affected."""
-
-    count = serializers.IntegerField()

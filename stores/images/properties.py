@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from stores.images.header import ImageError, is_plain_name
 
-FILE_NAME = "template.properties"
 MAX_BYTES = 64 * 1024
 FORMATS = ("qcow2", "raw", "vhd", "iso", "ova", "vhdx", "vmdk", "vdi", "tar", "dir")
 """CloudStack's Storage.ImageFormat in lower case, in its order."""

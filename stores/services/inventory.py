@@ -129,12 +129,6 @@ def _hidden(item_ids: Collection[int], *, kind: Kind) -> tuple[Any, dict[str, An
 _HIDE = Once(_hidden)
 
 
-def files_of(kind: Kind, item: Item) -> list[StoreFile]:
-    """The files of the item's best copy, by path; Missing where nothing can be read."""
-    copy = _copies(kind, item)[0]
-    return list(KINDS[kind].file.objects.filter(ref_id=copy.ref_id).order_by("path"))
-
-
 def _copies(kind: Kind, item: Item, zone: Zone | None = None) -> list[Copy]:
     copies = [] if item.removed else readable_copies(kind, [item.pk], zone=zone)[item.pk]
     if any(copy.state == RefState.HIDDEN for copy in copies):

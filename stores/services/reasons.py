@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stores.models import KINDS, ImageStore, Item, Kind, TemplateZoneRef, Transfer
+from stores.models import KINDS, ImageStore, Item, Kind, TemplateZoneRef, Transfer, heavy
 from stores.services.windows import is_open, schedule
 from stores.states import LIVE_REF_STATES, READABLE, Proof, RefState, Role, TransferState
 
@@ -49,7 +49,7 @@ class Reason:
 
 def reasons(kind: Kind, item: Item) -> list[Reason]:
     """For each store in use; a fixed number of queries."""
-    stores = ImageStore.objects.attached().select_related("zone").defer("probe_steps", "facts", "scan_report")
+    stores = ImageStore.objects.attached().select_related("zone").defer(*heavy())
     refs = {ref.store_id: ref for ref in KINDS[kind].ref.objects.filter(item_id=item.pk, state__in=LIVE_REF_STATES)}
     copying: dict[int, Transfer] = {}
     for row in Transfer.objects.filter(kind=kind, item_id=item.pk).select_related("batch").order_by("-pk")[:STORES_SHOWN]:

@@ -194,8 +194,6 @@ def test_reading_is_missing_when_nothing_is_left(viewer, objects):
     VolumeStoreRef.objects.update(state=RefState.DESTROYING)
     with pytest.raises(Missing):
         inventory.open_content(actor=viewer, kind=Kind.VOLUME, item=volume)
-    with pytest.raises(Missing):
-        inventory.files_of(Kind.VOLUME, volume)
 
 
 def test_reading_is_denied_without_a_role(objects):
