@@ -11,6 +11,7 @@ from cloudstorage.commands import bytes_from
 from cloudstorage.errors import Invalid
 from migration import drain
 from migration.commands import DrainCommand
+from stores.services.region import find_store
 
 
 class Command(DrainCommand):
@@ -52,4 +53,4 @@ def _read_limit(text: str) -> tuple[str, int | None]:
     if not equals:
         message = f"--read-limit takes STORE=BYTES, not {text!r}."
         raise Invalid(message, remedy="As in --read-limit nfs1=100M.", field="read_limits")
-    return name, bytes_from(limit, "read_limits")
+    return str(find_store(name, field="read_limits").uuid), bytes_from(limit, "read_limits")
