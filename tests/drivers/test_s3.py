@@ -296,7 +296,9 @@ def test_redirect_is_not_followed_when_it_leads_elsewhere(moto: Place, http_prox
 @pytest.mark.live
 @pytest.mark.parametrize("detail", ["cabundle", "tls"])
 def test_certificate_and_bundle_are_named_when_tls_fails(moto: Place, detail: str) -> None:
-    driver = moto.driver(cabundle="/nowhere/ca.pem") if detail == "cabundle" else moto.driver(usehttps="true")
+    driver = (
+        moto.driver(cabundle="/nowhere/ca.pem") if detail == "cabundle" else moto.driver(usehttps="true", connectiontimeout="500")
+    )
     for use in (lambda: driver.stat("x"), lambda: driver.put("x", b"x", metadata={}, token="t")):
         with pytest.raises((Misconfigured, Unavailable)) as raised:
             use()
