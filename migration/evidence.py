@@ -16,12 +16,15 @@ from migration.listing import PAGE, Looks, is_own, known_paths, living_paths, pr
 from migration.models import Decommission, RetiredFile, UnknownFile, Verification
 from migration.rereading import Watch, is_going, next_refs, proven_copies, sampled, save
 from stores.copier import CopyEngine
-from stores.drivers.base import ObjectInfo, StoreDriver
+from stores.drivers.base import MiB, ObjectInfo, StoreDriver
 from stores.drivers.errors import NotFound
 from stores.models import KINDS, Kind
 from stores.services.image_stores import driver_for
 from stores.services.inventory import relative_name
 from stores.states import READABLE
+
+_LOST_AT_MOST = 1024 * MiB
+"""So much is read at most before what was read is written down: a death costs no more, and small files no transaction each."""
 
 
 def not_looked_at(kind: Kind, decommission: Decommission) -> QuerySet[Any]:
@@ -40,25 +43,33 @@ def read_for_retirement(row: Verification, driver: StoreDriver) -> None:
         for kind in KINDS:
             while page := next_refs(row, kind, not_looked_at(kind, decommission)):
                 reader.find_copies(kind, page)
+                evidence: list[RetiredFile] = []
+                written = row.bytes_checked
                 for ref in page:
                     wrong, lines = reader.read(kind, ref)
+                    evidence += [RetiredFile(decommission=decommission, kind=kind, ref_id=ref.pk, **line) for line in lines]
                     row.cursor[kind] = ref.pk
                     row.items_checked += 1
-                    with transaction.atomic():
-                        for of in wrong:
-                            of.act()
-                        paths = [line["path"] for line in lines]
-                        RetiredFile.objects.filter(decommission=decommission, path__in=paths).delete()  # of an item that is gone
-                        RetiredFile.objects.bulk_create(
-                            RetiredFile(decommission=decommission, kind=kind, ref_id=ref.pk, **line) for line in lines
-                        )
-                        save(row, [finding for of in wrong for finding in of.findings])
-                        reach("retire.before-line")
-                    reach("retire.line")
+                    if ref is page[-1] or row.bytes_checked - written >= _LOST_AT_MOST or any(of.findings for of in wrong):
+                        _write(row, evidence, wrong)
+                        evidence, written = [], row.bytes_checked
         if not row.findings_count:
             _list_unknown(row, decommission, engine, driver)
     finally:
         engine.close()
+
+
+def _write(row: Verification, evidence: Sequence[RetiredFile], wrong: Sequence[Wrong]) -> None:
+    """The evidence of some items, and what follows from what is wrong with the last of them, with the reading's place."""
+    with transaction.atomic():
+        for of in wrong:
+            of.act()
+        paths = [line.path for line in evidence]
+        RetiredFile.objects.filter(decommission=row.decommission, path__in=paths).delete()  # of items that are gone
+        RetiredFile.objects.bulk_create(evidence)
+        save(row, [finding for of in wrong for finding in of.findings])
+        reach("retire.before-line")
+    reach("retire.line")
 
 
 class _PairReader:
@@ -68,12 +79,15 @@ class _PairReader:
         self._row, self._engine, self._driver = row, engine, driver
         self._watch = Watch(row, row.store)
         self._copies: dict[int, Any] = {}
+        self._drivers: dict[int, StoreDriver] = {}
         self._watches: dict[int, Watch] = {}
 
     def find_copies(self, kind: Kind, refs: Sequence[Any]) -> None:
-        """Two queries for a page of refs."""
+        """Of a page of refs; with the drivers of their stores as they are set up now."""
         found = proven_copies(kind).filter(item_id__in=[ref.item_id for ref in refs]).order_by("-pk")
         self._copies = {copy.item_id: copy for copy in found.select_related("store", "item").prefetch_related("files")}
+        stores = {copy.store_id: copy.store for copy in self._copies.values()}
+        self._drivers = {pk: driver_for(store) for pk, store in stores.items()}
 
     def read(self, kind: Kind, ref: Any) -> tuple[list[Wrong], list[dict[str, Any]]]:
         """(what is wrong with the original and with its copy, evidence) of one item."""
@@ -125,12 +139,13 @@ class _PairReader:
             return line
         store = copy.ref.store
         watch = self._watches.setdefault(store.pk, Watch(self._row, store))
-        differs, size = difference(self._engine, driver_for(store), watch, there.path, there.sha256, there.size)
+        driver = self._drivers[store.pk]
+        differs, size = difference(self._engine, driver, watch, there.path, there.sha256, there.size)
         line["copy_read_at"] = timezone.now()
         self._row.bytes_checked += size
         if differs is not None:
             copy.known[there.path] = there.sha256
-            copy.look_again(self._engine, driver_for(store), watch, there, differs, label=f"{store.name}: {there.path}")
+            copy.look_again(self._engine, driver, watch, there, differs, label=f"{store.name}: {there.path}")
         return line
 
     def _read_original(self, path: str, there: Any) -> tuple[str, dict[str, str] | None]:

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from cloudstorage.errors import Blocked, Conflict, Denied, Invalid
 from cloudstorage.models import AuditEvent, Installation
-from migration import decommission, report, tasks
+from migration import decommission, evidence, report, tasks, verify
 from migration.models import Decommission, RetiredFile, UnknownFile, Verification
 from migration.states import DecommissionState, VerificationState
 from stores.copier import Throttle
@@ -268,6 +268,7 @@ def test_says_what_it_waits_for_while_a_store_refuses_it(store, admin, monkeypat
 
 
 def test_goes_on_where_a_dead_worker_stopped(store, admin, monkeypatch):
+    monkeypatch.setattr(evidence, "_LOST_AT_MOST", 1)  # as of large files
     row = decommission.begin(actor=admin, store=store)
     driver = driver_for(store)
     opened, reads = driver.open, []
@@ -520,3 +521,24 @@ def test_a_restored_backup_neither_retires_nor_deletes_before_it_was_compared(fi
     tasks.purge_retired_stores()
     row.refresh_from_db()
     assert (row.state, row.files_deleted) == (DecommissionState.DELETING, 0)
+
+
+def test_statements_of_a_retirement_are_those_of_its_pages(region, admin):
+    few, many = 2, 36
+    for zone, count in (("east", few), ("west", many)):
+        for number in range(count):
+            region.volume(f"{zone}-{number}", zone)
+    commit(move_all(region))
+    reading, ending = [], []
+    for zone, count in (("east", few), ("west", many)):
+        add_staging(region, zone)
+        row = decommission.begin(actor=admin, store=ImageStore.objects.get(pk=region.stores[zone].pk))
+        with CaptureQueriesContext(connection) as told:
+            verify.run(row.verification)
+        reading.append(len(told))
+        with CaptureQueriesContext(connection) as told:
+            decommission.settle(row)
+        ending.append(len(told))
+        assert (row.state, row.files.count()) == (DecommissionState.RETIRED, count), row.note
+    assert ending[1] == ending[0]
+    assert reading[1] - reading[0] <= reading[0], "of two pages, not of 36 files"
