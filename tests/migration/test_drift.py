@@ -205,7 +205,7 @@ def test_files_in_folders_and_beside_them_are_met_in_the_order_of_a_listing(tmp_
         own = {f"snapshots/2/5/{file}": file.encode() for file in files}
         factories.make_ref(Kind.SNAPSHOT, item, store, f"snapshots/2/5/{name}", own)
         keys += own
-    monkeypatch.setattr(verify, "_PAGE", 2)
+    monkeypatch.setattr(listing, "PAGE", 2)
     assert [path for path, _ in listing.known_paths(store)] == sorted(keys, key=str.encode)
     row = Verification.objects.create(store=store, actor="test", mode=Verification.LISTING)
     verify.run(row)

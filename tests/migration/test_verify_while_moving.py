@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from migration import drain, verify
+from migration import drain, listing, verify
 from migration.conversion import convert
 from migration.models import Verification
 from stores.models import KINDS, ImageStore, Kind, Worker, WorkerReach
@@ -48,7 +48,7 @@ def test_a_file_is_missing_when_it_is_neither_listed_nor_there(store):
 
 
 def test_nothing_is_foreign_when_its_row_came_after_its_page_was_asked_for(store, monkeypatch):
-    monkeypatch.setattr(verify, "_known_paths", lambda _store: iter(()))
+    monkeypatch.setattr(listing, "known_paths", lambda _store: iter(()))
     assert problems(store) == []
 
 
