@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stores.models import KINDS, ImageStore, Item, Kind, TemplateZoneRef, Transfer, heavy
+from stores.services.proofs import DAMAGED
 from stores.services.windows import is_open, schedule
 from stores.states import LIVE_REF_STATES, READABLE, Proof, RefState, Role, TransferState
 
@@ -80,9 +81,12 @@ def _of(store: ImageStore, refs: Mapping[int, Any], copy: Transfer | None, zones
 
 
 def _present(store: ImageStore, ref: Any, *, promised: bool) -> str:
-    told = [_PROVEN_BY[Proof(ref.proof)]]
-    if ref.error_str:
-        told.append(f"But something was found: {ref.error_str}.")
+    told = []
+    if ref.error_str.startswith(DAMAGED):
+        told.append(f"What lies there is not what was proven of it, {ref.error_str}.")
+    else:
+        told.append(_PROVEN_BY[Proof(ref.proof)])
+        told += [f"But something was found: {ref.error_str}."] if ref.error_str else []
     if ref.state == RefState.HIDDEN:
         told.append("It was deleted, but others build on it; it goes with the last of them.")
     if promised and store.role == Role.IMAGE_CACHE:

@@ -325,6 +325,8 @@ def test_damaged_snapshot_that_others_build_on_can_be_deleted_and_goes_with_the_
     ref.refresh_from_db()
     assert (ref.state, ref.proof) == (RefState.HIDDEN, Proof.ADOPTED)
     assert "only copy" in ref.error_str
+    (words,) = [reason.words for reason in reasons(Kind.SNAPSHOT, parent) if reason.store == moving.store]
+    assert words.startswith("What lies there is not what was proven of it, damaged: two readings")
     assert ref.install_path in server.objects
     with pytest.raises(Missing, match="deleted already"):
         items.delete_item(actor=admin, kind=Kind.SNAPSHOT, item=parent)
