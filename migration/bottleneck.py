@@ -15,7 +15,7 @@ from django.utils import timezone
 from migration.models import Drain
 from migration.states import DrainState
 from stores.models import Claimer, ImageStore, Transfer, TransferBatch, Worker, WorkerReach
-from stores.services.windows import is_open
+from stores.services.windows import hours
 from stores.states import LIVE_TRANSFER_STATES, TransferState
 from stores.timing import DATABASE, EITHER, LIMIT, NETWORK, OURS, SOURCE, STORE, shares_of
 
@@ -44,12 +44,12 @@ def bottleneck(drain: Drain, running: Sequence[Mapping[str, Any]], rate: float, 
     batch = drain.batch
     if drain.state not in {DrainState.CANARY, DrainState.RUNNING}:
         return None
-    if not is_open(batch.window, batch.time_zone):
+    if (window := hours(batch.window, batch.time_zone)) and window.opens:
         return Bottleneck(
             WINDOW,
-            f"outside its time window {batch.window}",
-            "Nothing is copied outside of the window that was set; what is copied ends within a part.",
-            "It goes on by itself when the window opens. Change the window to go on now.",
+            f"its time window {window.words}, which is closed now",
+            f"It opens {window.when}. Nothing is copied before that; what was under way has stopped within a part.",
+            "It goes on by itself then. Change the window to go on now.",
         )
     if stuck := [row["stuck"] for row in running if row["stuck"]]:
         return Bottleneck(

@@ -99,6 +99,9 @@ def progress_as_text(row: Drain, found: Progress) -> str:
     )
     if found.rate:
         lines.append(f"  rate    {human_bytes(found.rate)}/s{_eta(found)}")
+    if found.window:
+        stands = f"closed now, opens {found.window.when}" if found.window.opens else "open now"
+        lines.append(f"  window  {found.window.words}, {stands}")
     if found.bottleneck:
         lines.append(f"  held up by: {found.bottleneck.words}. {found.bottleneck.why}")
         if found.bottleneck.remedy:

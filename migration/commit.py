@@ -52,7 +52,7 @@ def plan_commit(*, actor: Actor, conversion: Conversion) -> CommitPlan:
         f" {names} become cache, which may be evicted once it is proven elsewhere.",
         stores=stores,
         promised=promised,
-        findings=list(_findings(conversion, sum(promised.values()))),
+        findings=list(findings(conversion, promised=sum(promised.values()))),
     )
 
 
@@ -93,7 +93,8 @@ def _originals(conversion: Conversion) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _findings(conversion: Conversion, promised: int) -> Iterable[Finding]:
+def findings(conversion: Conversion, *, promised: int) -> Iterable[Finding]:
+    """What stands against a commit; `promised` is the number of items that the object store does not have yet."""
     target = conversion.object_store
     drain = Drain.objects.filter(conversion=conversion).first()
     if promised:

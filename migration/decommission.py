@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -29,7 +30,7 @@ from migration.states import DECOMMISSION_TRANSITIONS, DecommissionEvent, Decomm
 from migration.verify import RUN
 from stores.drivers.base import StoreDriver
 from stores.drivers.errors import NotFound, StoreError
-from stores.models import KINDS, Hold, ImageStore, Kind, ScanRun, Snapshot, Template, TemplateZoneRef, Transfer, Volume, Zone
+from stores.models import KINDS, Hold, ImageStore, Kind, ScanRun, Snapshot, TemplateZoneRef, Transfer, Volume
 from stores.services.image_stores import driver_for, remove_store
 from stores.states import (
     LIVE_REF_STATES,
@@ -131,11 +132,7 @@ def _of_scan(store: ImageStore) -> Iterator[Blocker]:
 
 
 def _of_zone(store: ImageStore) -> Iterator[Blocker]:
-    zone = store.zone
-    if zone is None or _staging_of(zone).exclude(pk=store.pk).exists():
-        return
-    needing = hypervisors_in_need(zone)
-    if needing:
+    if (zone := store.zone) is not None and (needing := last_of_their_zones([store]).get(store.pk)):
         message = f"{store.name} is the last staging store of zone {zone.name}, where {', '.join(needing)} reads from one."
         remedy = (
             "Add another staging store to the zone (store_add --role ImageCache). Where hosts read the object store themselves,"
@@ -144,23 +141,34 @@ def _of_zone(store: ImageStore) -> Iterator[Blocker]:
         yield Blocker("last-staging-store", message, remedy, len(needing), needing)
 
 
-def _staging_of(zone: Zone) -> QuerySet[ImageStore]:
+def last_of_their_zones(stores: Collection[ImageStore]) -> dict[int, tuple[str, ...]]:
+    """By the ids of those of these staging stores that are the only one of their zone: the hypervisors that read from one there,
+    where there are any. A fixed number of queries."""
     retiring = Decommission.objects.filter(store=OuterRef("pk"), state__in=LIVE)
-    staging = ImageStore.objects.attached().filter(~Exists(retiring), zone=zone, role=Role.IMAGE_CACHE, readonly=False)
-    return staging.order_by("pk")
+    staging = ImageStore.objects.attached().filter(~Exists(retiring), role=Role.IMAGE_CACHE, readonly=False)
+    there: defaultdict[int, set[int]] = defaultdict(set)
+    for zone_id, pk in staging.filter(zone__in={store.zone_id for store in stores}).values_list("zone_id", "pk"):
+        there[zone_id].add(pk)
+    last = {store.pk: store.zone_id for store in stores if store.zone_id and not there[store.zone_id] - {store.pk}}
+    needing = _hypervisors_in_need(set(last.values())) if last else {}
+    return {pk: needing[zone_id] for pk, zone_id in last.items() if zone_id in needing}
 
 
-def hypervisors_in_need(zone: Zone) -> tuple[str, ...]:
-    """The hypervisors of a zone that take images from a staging store only, seen from the zone's own items: CloudStack has no
+def _hypervisors_in_need(zones: Collection[int]) -> dict[int, tuple[str, ...]]:
+    """By zone, the hypervisors that take images from a staging store only, seen from the zone's own items: CloudStack has no
     other way for any of them (#7337), so all do but those that the settings except."""
-    shown = TemplateZoneRef.objects.filter(zone=zone, removed=None, added_by=None).values("template")
-    own = [
-        Template.objects.filter(pk__in=shown, removed=None),
-        Snapshot.objects.filter(zone=zone, removed=None),
-        Volume.objects.filter(zone=zone, removed=None),
+    shown = TemplateZoneRef.objects.filter(zone__in=zones, removed=None, added_by=None, template__removed=None)
+    own: list[QuerySet[Any, Any]] = [shown.values_list("zone_id", "template__hypervisor_type")]
+    own += [
+        rows.filter(zone__in=zones, removed=None).values_list("zone_id", "hypervisor_type")
+        for rows in (Snapshot.objects, Volume.objects)
     ]
-    found = {name for items in own for name in items.order_by().values_list("hypervisor_type", flat=True).distinct()}
-    return tuple(sorted(found - {"", "None", *settings.DIRECT_HYPERVISORS}))
+    found: defaultdict[int, set[str]] = defaultdict(set)
+    for items in own:
+        for zone_id, name in items.order_by().distinct():
+            found[zone_id].add(name)
+    known = {zone_id: names - {"", "None", *settings.DIRECT_HYPERVISORS} for zone_id, names in found.items()}
+    return {zone_id: tuple(sorted(names)) for zone_id, names in known.items() if names}
 
 
 # --- asking for it ---------------------------------------------------------------------------------------------------------

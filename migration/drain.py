@@ -23,14 +23,16 @@ from cloudstorage.queue import wake
 from migration.bottleneck import Bottleneck, bottleneck
 from migration.models import Conversion, Drain, DrainSample
 from migration.rules import Given, checked, of_drain, rules_from
-from migration.states import DRAIN_TRANSITIONS, ConversionState, DrainEvent, DrainState
+from migration.states import DRAIN_TRANSITIONS, ENDED_DRAINS, ConversionState, DrainEvent, DrainState
 from stores.copier import Control, CopyEngine
 from stores.drivers.errors import StoreError
 from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch
 from stores.services import proofs, transfers
+from stores.services.counts import by_kind
 from stores.services.image_stores import driver_for
 from stores.services.inventory import names_of
 from stores.services.region import find_store
+from stores.services.windows import Hours, hours
 from stores.states import LIVE_TRANSFER_STATES, READABLE, RefState, TransferState, allowed_events
 from stores.worker import STUCK_SECONDS
 
@@ -86,7 +88,7 @@ def _refuse_ended(conversion: Conversion) -> None:
 
 
 def _live_drains(conversion: Conversion) -> Any:
-    return Drain.objects.filter(conversion=conversion).exclude(state__in=[DrainState.CANCELLED, DrainState.FINISHED])
+    return Drain.objects.filter(conversion=conversion).exclude(state__in=ENDED_DRAINS)
 
 
 def _choose_canary(batch: TransferBatch, items: int) -> int:
@@ -378,13 +380,9 @@ def _plan_new_promises(drain: Drain) -> int:
 
 def promised(target: ImageStore) -> dict[str, int]:
     """Items and bytes that are promised on the object store and not there yet, whichever drain is to move them."""
-    found = {"items": 0, "bytes": 0}
-    for models in KINDS.values():
-        rows = models.ref.objects.filter(store=target, state=RefState.PROMISED)
-        counted = rows.aggregate(n=Count("pk"), size=Sum("size"))
-        found["items"] += counted["n"]
-        found["bytes"] += counted["size"] or 0
-    return found
+    rows = {kind: models.ref.objects.filter(store=target, state=RefState.PROMISED) for kind, models in KINDS.items()}
+    found = by_kind(rows, items=Count("pk"), bytes=Sum("size")).values()
+    return {name: sum(sums[name] for sums in found) for name in ("items", "bytes")}
 
 
 def _sample(drain: Drain, *, force: bool = False) -> None:
@@ -458,6 +456,8 @@ class Progress:
     """Seconds; None where nothing moves or nothing is left."""
     bottleneck: Bottleneck | None
     """What holds it up now; None while it does not run."""
+    window: Hours | None
+    """When it may run, and whether that is now; None where it may always, or has ended."""
     zones: Sequence[Mapping[str, Any]]
     running: Sequence[Mapping[str, Any]]
     errors: Sequence[Mapping[str, Any]]
@@ -466,7 +466,7 @@ class Progress:
 
 def progress(drain: Drain) -> Progress:
     """Everything a live page shows, in a fixed number of queries."""
-    drain.refresh_from_db()
+    drain.refresh_from_db(from_queryset=Drain.objects.select_related("batch", "conversion__object_store"))
     rows = Transfer.objects.filter(batch=drain.batch_id)
     found = totals(rows)
     samples = list(DrainSample.objects.filter(drain=drain).order_by("-id")[:120])
@@ -488,6 +488,7 @@ def progress(drain: Drain) -> Progress:
         eta_low=left / high if moving and high else None,
         eta_high=left / low if moving and low else None,
         bottleneck=bottleneck(drain, running, rate, items),
+        window=hours(drain.batch.window, drain.batch.time_zone) if drain.state not in ENDED_DRAINS else None,
         zones=_zones(rows),
         running=running,
         errors=transfers.errors_by_cause(drain.batch),

@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from cloudstorage.commands import human_bytes
 from migration.findings import EXAMPLES, Finding, unreachable
 from migration.models import Conversion, Drain
-from migration.states import DrainState
+from migration.states import ENDED_DRAINS
 from stores.drivers.base import StoreDriver
 from stores.drivers.errors import StoreError
 from stores.models import KINDS, Hold, ImageStore, Kind, TemplateZoneRef, Transfer, Volume
@@ -378,7 +378,7 @@ def _findings(
     if writing:
         message = f"{writing} items are being written to {target.name} now; the switch waits for them."
         yield Finding("being-written", "info", message)
-    live = Drain.objects.filter(conversion=conversion).exclude(state__in=[DrainState.CANCELLED, DrainState.FINISHED])
+    live = Drain.objects.filter(conversion=conversion).exclude(state__in=ENDED_DRAINS)
     if drain := live.first():
         message = f"The drain {drain.uuid} is {drain.state}; it is cancelled when the roll-back begins."
         yield Finding("drain-live", "info", message)

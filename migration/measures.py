@@ -14,7 +14,7 @@ from cloudstorage import queue
 from cloudstorage.models import Installation
 from migration.drain import totals
 from migration.models import Drain, Verification
-from migration.states import DrainState, VerificationState
+from migration.states import ENDED_DRAINS, VerificationState
 from stores.models import KINDS, ImageStore, Transfer, Worker, WorkerReach
 from stores.states import TransferState
 
@@ -100,8 +100,7 @@ def _drains() -> Iterator[Measure]:
     state = Measure("cloudstorage_drain", "A drain that is not at its end and its state; 1.", ["drain", "state"])
     items = Measure("cloudstorage_drain_items", "Items of a drain by the state of their copying.", ["drain", "state"])
     content = Measure("cloudstorage_drain_bytes", "Bytes of a drain: total, proven, copied, remaining.", ["drain", "part"])
-    over = [DrainState.FINISHED, DrainState.CANCELLED]
-    for drain in Drain.objects.exclude(state__in=over).select_related("batch").order_by("-pk")[:OPEN_DRAINS]:
+    for drain in Drain.objects.exclude(state__in=ENDED_DRAINS).select_related("batch").order_by("-pk")[:OPEN_DRAINS]:
         name = str(drain.uuid)
         found = totals(Transfer.objects.filter(batch=drain.batch_id))
         state.samples[name, drain.state] = 1

@@ -41,6 +41,9 @@ class DrainState(StrEnum):
     CANCELLED = "Cancelled"
 
 
+ENDED_DRAINS = (DrainState.CANCELLED, DrainState.FINISHED)
+
+
 class DrainEvent(StrEnum):
     START = "Start"
     CANARY_PROVEN = "CanaryProven"

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse, QueryDict
 
-from cloudstorage.console.pages import show
+from cloudstorage.console.pages import redirect, show
 from cloudstorage.errors import Invalid, ServiceError
 
 
@@ -59,8 +59,11 @@ def ask(
     template: str = "console/form.html",
     **context: Any,
 ) -> HttpResponse:
-    """A form and what comes of it: `do` gets what was sent; where a service refuses that, the form is back with the reason."""
+    """A form and what comes of it: `do` gets what was sent; where a service refuses that, the form is back with the reason. A
+    template whose button destroys has another before it that goes back: the first is what Enter presses."""
     error: ServiceError | None = None
+    if request.POST.get("do") == "back" and "back" in context:
+        return redirect(*context["back"])
     if request.method == "POST":
         try:
             return do(request.POST)

@@ -31,7 +31,7 @@ _LOOKS: Mapping[str, tuple[str, str]] = {
     "running": ("play", "live"), "canary": ("play", "live"), "creating": ("play", "live"), "rollingback": ("play", "live"),
     "rolledback": ("check", "good"), "abandoned": ("cross", "quiet"), "detached": ("lock", "quiet"),
     "promised": ("clock", "wait"), "pending": ("clock", "wait"), "queued": ("clock", "wait"), "blocked": ("link", "wait"),
-    "planned": ("clock", "wait"), "allocated": ("clock", "wait"), "paused": ("pause", "wait"),
+    "planned": ("clock", "wait"), "closed": ("clock", "wait"), "allocated": ("clock", "wait"), "paused": ("pause", "wait"),
     "failed": ("cross", "bad"), "blocker": ("cross", "bad"), "refused": ("cross", "bad"), "silent": ("cross", "bad"),
     "unreachable": ("cross", "bad"), "removed": ("cross", "quiet"), "warning": ("warn", "warn"), "stuck": ("warn", "warn"),
     "checking": ("play", "live"), "deleting": ("play", "live"), "waiting": ("question", "warn"), "retired": ("check", "good"),

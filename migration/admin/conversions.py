@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from django.contrib import messages
+from django.db.models import Count
 from django.http import Http404, HttpRequest, HttpResponse
 
 from cloudstorage.actors import ActorRole
 from cloudstorage.console.forms import Field, ask
 from cloudstorage.console.pages import actor_of, page, redirect, show
 from migration import drain as drains
+from migration.admin import next_step
 from migration.admin.rules import as_entered, limit_fields, rules_entered, scope_fields
 from migration.admin.wizard import where_to_go_on
 from migration.conversion import open_conversion
 from migration.drafts import rules_of
 from migration.models import Conversion, Drain, Preflight
 from migration.rules import of_drain
-from migration.states import CONVERSION_TRANSITIONS, ConversionState, DrainState
-from stores.states import allowed_events
-
-ENDED = (DrainState.CANCELLED, DrainState.FINISHED)
+from migration.states import CONVERSION_TRANSITIONS, ENDED_DRAINS, ConversionState
+from stores.models import Transfer
+from stores.services.windows import hours
+from stores.states import TransferState, allowed_events
 
 
 @page("migration/", "migration_list")
@@ -33,7 +36,7 @@ def migrations(request: HttpRequest) -> HttpResponse:
         "console/migrations.html",
         title="Migration",
         conversions=Conversion.objects.select_related("object_store")[:20],
-        drains=Drain.objects.select_related("conversion__object_store", "batch")[:20],
+        drains=_listed(Drain.objects.select_related("batch")[:20]),
         preflights=Preflight.objects.defer("report", "sealed")[:5],
         open=open_conversion(),
         draft=where_to_go_on(actor_of(request)),
@@ -47,17 +50,39 @@ def conversion_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     if row is None:
         raise Http404
     own = list(Drain.objects.filter(conversion=row).select_related("batch", "conversion__object_store")[:20])
+    last = own[0] if own else None
+    progress = drains.progress(last) if last is not None else None
+    rolled_back = row.state == ConversionState.ROLLED_BACK
     return show(
         request,
         "console/conversion.html",
         title=f"Conversion to {row.object_store.name}",
         row=row,
         stores=row.stores.select_related("store__zone"),
-        drains=[(drain, drains.progress(drain)) for drain in own[:3]],
-        can_plan=row.state in {ConversionState.CONVERTED, ConversionState.COMMITTED} and all(d.state in ENDED for d in own),
+        drain=last,
+        progress=progress,
+        earlier=_listed(own[1:]),
+        can_plan=row.state in {ConversionState.CONVERTED, ConversionState.COMMITTED}
+        and all(d.state in ENDED_DRAINS for d in own),
         allowed=allowed_events(CONVERSION_TRANSITIONS, ConversionState(row.state)),
         kept=rules_of(row.preflight).words() if rules_kept(row) and not own else [],
+        **({} if rolled_back else next_step.shown(request, row, last, progress)),
     )
+
+
+def _listed(rows: Collection[Drain]) -> list[dict[str, Any]]:
+    """Drains as a list shows them, for one query."""
+    failed = Transfer.objects.filter(batch__in=[row.batch_id for row in rows], state=TransferState.FAILED)
+    counts = dict(failed.order_by().values_list("batch").annotate(Count("pk")))
+    return [
+        {
+            "drain": row,
+            "failed": counts.get(row.batch_id, 0),
+            "window": hours(row.batch.window, row.batch.time_zone),
+            "ended": row.state in ENDED_DRAINS,
+        }
+        for row in rows
+    ]
 
 
 def rules_kept(row: Conversion) -> bool:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import reverse
 
 from cloudstorage.actors import ActorRole
 from cloudstorage.commands import bytes_from, exact_bytes
-from cloudstorage.console.forms import Field, filled, misplaced
+from cloudstorage.console.forms import Field, ask, confirm, filled
 from cloudstorage.console.pages import action, actor_of, fragment, page, redirect, show
-from cloudstorage.errors import ServiceError
 from migration import drain as drains
 from migration import homeward
+from migration.admin import next_step
 from migration.admin.chart import draw
 from migration.admin.rules import as_entered, limit_fields, limits_entered
 from migration.models import Drain
 from migration.rules import of_drain
-from migration.states import ConversionState, DrainEvent, DrainState
+from migration.states import ENDED_DRAINS, ConversionState, DrainEvent, DrainState
 from stores.models import ImageStore
 
 LIVE = (DrainState.CANARY, DrainState.RUNNING)
@@ -43,20 +45,24 @@ def drain_of(number: uuid.UUID) -> Drain:
 
 def _live(row: Drain, request: HttpRequest) -> dict[str, Any]:
     now = drains.progress(row)
+    ended = now.state in ENDED_DRAINS
+    last = ended and _is_last(row)
     batch = {"items": now.items["total"] - now.items["proven"], "bytes": now.bytes["total"] - now.bytes["proven"]}
     may = actor_of(request).may(ActorRole.OPERATOR)
     buttons = [BUTTONS[event] for event in now.allowed if event in BUTTONS and (event != DrainEvent.RETRY or now.items["failed"])]
     return {
+        **(next_step.shown(request, row.conversion, row, now) if last else {}),
+        "here": reverse("console:drain", args=[row.uuid]),
         "drain": row,
         "now": now,
         "running": now.state in LIVE,
         "buttons": buttons if may else [],
         "can_retry": may and DrainEvent.RETRY in now.allowed,
-        "on_nfs": drains.promised(row.conversion.object_store) if of_drain(row).partial else batch,
+        "on_nfs": drains.promised(row.conversion.object_store) if last or of_drain(row).partial else batch,
+        "ended": ended,
         "can_cancel": may and DrainEvent.CANCEL in now.allowed,
         "end": drains.expected_end(now),
         "chart": draw(drains.history(row, points=120), now.bytes["total"]),
-        "failed_rows": sum(int(error["count"]) for error in now.errors if error["failed"]),
         "milestone": int(now.percent // 10 * 10),
     }
 
@@ -67,13 +73,11 @@ def drain_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     row = drain_of(number)
     context = _live(row, request)
     rules = of_drain(row)
-    sources = ImageStore.objects.filter(conversion_stores__conversion=row.conversion_id).distinct()[:50]
-    read = [_read_field(store) for store in sources.only("uuid", "name", "read_limit")]
     return show(
         request,
         "console/drain.html",
         title=row.batch.name,
-        fields=[*filled(limit_fields(), as_entered(rules)), *read],
+        fields=[*filled(limit_fields(), as_entered(rules)), *_read_fields(row)],
         rules=rules.words(),
         samples=drains.history(row, points=12),
         away=homeward.away(row.conversion) if row.conversion.state == ConversionState.CONVERTED else None,
@@ -81,10 +85,20 @@ def drain_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     )
 
 
-def _read_field(store: ImageStore) -> Field:
-    return Field(
-        f"read-{store.uuid}", f"Read limit of {store.name}", "Bytes per second. Empty: none.", value=exact_bytes(store.read_limit)
-    )
+def _is_last(row: Drain) -> bool:
+    """Of a conversion that was not rolled back: what follows it is what comes next."""
+    later = Drain.objects.filter(conversion=row.conversion_id, pk__gt=row.pk)
+    return row.conversion.state != ConversionState.ROLLED_BACK and not later.exists()
+
+
+def _read_fields(row: Drain) -> list[Field]:
+    """The read limit of each store that it copies from."""
+    stores = ImageStore.objects.filter(conversion_stores__conversion=row.conversion_id).distinct()
+    words = "Bytes per second. Empty: none."
+    return [
+        Field(f"read-{store.uuid}", f"Read limit of {store.name}", words, value=exact_bytes(store.read_limit))
+        for store in stores.only("uuid", "name", "read_limit")[:50]
+    ]
 
 
 @page("migration/drains/<uuid:number>/live/", "drain_live")
@@ -132,25 +146,20 @@ def retry(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 def cancel(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """Ask, then end it."""
     row = drain_of(number)
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            drains.cancel(actor=actor_of(request), drain=row)
-        except ServiceError as refused:
-            error = refused
-        else:
-            messages.success(request, "Cancelled. What is proven stays proven; the rest stays readable where it is.")
-            return redirect("console:drain", number)
-    return show(
+
+    def do() -> HttpResponse:
+        drains.cancel(actor=actor_of(request), drain=row)
+        messages.success(request, "Cancelled. What is proven stays proven; the rest stays readable where it is.")
+        return redirect("console:drain", number)
+
+    return confirm(
         request,
-        "console/confirm.html",
+        do,
         title="Cancel this drain?",
-        status=error.status if error else 200,
         effect="What is proven stays on the object store. All else stays readable on NFS, and half-made copies are removed."
         " To stop for a while, pause it instead. A new drain can be planned at any time.",
         button="Cancel the drain",
         back=("console:drain", number),
-        error=error,
     )
 
 
@@ -158,35 +167,25 @@ def cancel(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 def limits(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """Change limits while it runs."""
     row = drain_of(number)
-    sources = ImageStore.objects.filter(conversion_stores__conversion=row.conversion_id).distinct()[:50]
-    fields = [*limit_fields(), *(_read_field(store) for store in sources.only("uuid", "name", "read_limit"))]
-    present = as_entered(of_drain(row))
-    error: ServiceError | None = None
-    if request.method == "POST":
-        try:
-            given = request.POST
-            drains.set_limits(
-                actor=actor_of(request),
-                drain=row,
-                **limits_entered(given),
-                read_limits={
-                    field.name.removeprefix("read-"): bytes_from(given[field.name].strip() or "none", field.name)
-                    for field in fields
-                    if field.name.startswith("read-") and field.name in given
-                },
-            )
-        except ServiceError as refused:
-            error = refused
-        else:
-            messages.success(request, "The limits were changed; they bite within one part.")
-            return redirect("console:drain", number)
-    return show(
+    read = _read_fields(row)
+
+    def do(given: Mapping[str, Any]) -> HttpResponse:
+        entered = {field.name: given[field.name].strip() for field in read if field.name in given}
+        drains.set_limits(
+            actor=actor_of(request),
+            drain=row,
+            **limits_entered(request.POST),
+            read_limits={name.removeprefix("read-"): bytes_from(text or "none", name) for name, text in entered.items()},
+        )
+        messages.success(request, "The limits were changed; they bite within one part.")
+        return redirect("console:drain", number)
+
+    return ask(
         request,
-        "console/form.html",
+        [*limit_fields(), *read],
+        do,
         title=f"Limits of {row.batch.name}",
-        status=error.status if error else 200,
-        fields=filled(fields, given if error else present, error),
-        error=misplaced(fields, error),
+        present=as_entered(of_drain(row)),
         intro="Limits may change while the drain runs; they bite within one part.",
         button="Change the limits",
         back=("console:drain", number),

@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 
 from cloudstorage.actors import ActorRole
-from cloudstorage.console.forms import Field, ask, percentage, whole_number
+from cloudstorage.console.forms import Field, ask, confirm, percentage, whole_number
 from cloudstorage.console.pages import action, actor_of, fragment, keyset, page, redirect, show
 from cloudstorage.errors import Invalid
 from migration import decommission, report
@@ -64,7 +64,8 @@ def retire(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 
     blockers = decommission.plan(actor=actor_of(request), store=store)
     title = f"Retire {store.name}?"
-    return ask(request, fields, do, title=title, template="console/retire.html", store=store, blockers=blockers)
+    words: dict[str, Any] = {"store": store, "blockers": blockers, "back": ("console:store", number)}
+    return ask(request, fields, do, title=title, template="console/retire.html", **words)
 
 
 @page("migration/retirements/<uuid:number>/", "retirement")
@@ -112,12 +113,25 @@ def look_again(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     return redirect("console:retirement", number)
 
 
-@action("migration/retirements/<uuid:number>/cancel/", "retirement_cancel", ActorRole.STORAGE_ADMIN)
+@page("migration/retirements/<uuid:number>/cancel/", "retirement_cancel", ActorRole.STORAGE_ADMIN)
 def cancel(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
-    """Give it up."""
-    decommission.cancel(actor=actor_of(request), row=row_of(number))
-    messages.success(request, "Cancelled. The store stays as it was.")
-    return redirect("console:retirement", number)
+    """Ask, then give it up."""
+    row = row_of(number)
+
+    def do() -> HttpResponse:
+        decommission.cancel(actor=actor_of(request), row=row)
+        messages.success(request, "Cancelled. The store stays as it was.")
+        return redirect("console:retirement", number)
+
+    return confirm(
+        request,
+        do,
+        title=f"Cancel the retirement of {row.store.name}?",
+        effect=f"{row.store.name} stays as it was before, with all that is on it. What was read so far counts for nothing:"
+        " another retirement reads everything again.",
+        button="Cancel the retirement",
+        back=("console:retirement", number),
+    )
 
 
 @page("migration/retirements/<uuid:number>/files/", "retirement_files", ActorRole.STORAGE_ADMIN)

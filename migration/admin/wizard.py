@@ -182,6 +182,8 @@ def preflight(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         "report": row.report,
         "groups": grouped,
         "running": row.finished is None,
+        "then": THEN[row.then],
+        "rules": drafts.rules_of(row).words() if row.rules else [],
         "hard": [found for found in findings if found["severity"] == "blocker" and not found["overridable"]],
         "max_hours": settings.PREFLIGHT_MAX_AGE_SECONDS // 3600,
     }
@@ -210,6 +212,8 @@ def review(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         "override": override,
     }
     error: ServiceError | None = None
+    if request.POST.get("do") == "back":
+        return redirect("console:preflight", number)
     if request.method == "POST":
         try:
             return _go(request, row, common)

@@ -20,6 +20,7 @@ from migration.states import (
 from stores.api.serializers import DetailsField, Named
 from stores.models import Kind
 from stores.services.transfers import Order
+from stores.services.windows import schedule
 from stores.states import allowed_events
 
 
@@ -141,12 +142,17 @@ class DrainView(Serializer):
         source="batch.bandwidth", allow_null=True, help_text="Bytes per second; null = no limit."
     )
     window = serializers.CharField(source="batch.window", allow_blank=True, help_text=_WINDOW)
-    time_zone = serializers.CharField(source="batch.time_zone", allow_blank=True, help_text=_TIME_ZONE)
+    time_zone = serializers.SerializerMethodField(help_text="By whose clock the windows go; empty where there are none.")
     rules = RulesView(source="*")
 
     def get_allowed_actions(self, drain: Drain) -> list[str]:
         """What the state table allows."""
         return list(allowed_events(DRAIN_TRANSITIONS, DrainState(drain.state)))
+
+    def get_time_zone(self, drain: Drain) -> str:
+        """The installation's where none was given."""
+        window = drain.batch.window
+        return schedule(window, drain.batch.time_zone).zone.key if window else ""
 
 
 class ErrorView(Serializer):
@@ -172,6 +178,14 @@ class BottleneckView(Serializer):
     )
 
 
+class HoursView(Serializer):
+    """Time windows as they stand at this moment."""
+
+    words = serializers.CharField(help_text="With their time zone.")
+    opens = serializers.DateTimeField(allow_null=True, help_text="When they are closed now; null while they are open.")
+    when = serializers.CharField(allow_blank=True, help_text="The same by the windows' own clock.")
+
+
 class ProgressView(Serializer):
     """How far a drain is. Bytes proven, copied (not proven yet) and remaining add up to total."""
 
@@ -182,6 +196,7 @@ class ProgressView(Serializer):
     eta_low = serializers.FloatField(allow_null=True, help_text="Seconds; null where nothing moves.")
     eta_high = serializers.FloatField(allow_null=True)
     bottleneck = BottleneckView(allow_null=True, help_text="What holds it up now; null while it does not run.")
+    window = HoursView(allow_null=True, help_text="When it may run; null where it may always, or has ended.")
     zones = serializers.ListField(child=serializers.DictField())
     running = serializers.ListField(child=serializers.DictField(), help_text="Copies under way, the longest silent first.")
     errors = ErrorView(many=True)  # type: ignore[assignment]  # the field's name is also an attribute of Serializer
@@ -284,5 +299,5 @@ class RetriedView(Serializer):
 
 def progress_of(found: Any) -> dict[str, Any]:
     """A `drain.Progress` as `ProgressView` takes it."""
-    names = ("items", "bytes", "percent", "rate", "eta_low", "eta_high", "bottleneck", "zones", "running", "errors")
+    names = ("items", "bytes", "percent", "rate", "eta_low", "eta_high", "bottleneck", "window", "zones", "running", "errors")
     return {name: getattr(found, name) for name in names}

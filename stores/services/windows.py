@@ -79,6 +79,18 @@ class Schedule:
         return f"{'; '.join(map(str, self.spans))} ({self.zone.key})"
 
 
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """Windows as a face tells them: whether they are open now, and else when they open."""
+
+    words: str
+    """With their time zone."""
+    opens: datetime | None
+    """None while they are open."""
+    when: str
+    """The same by the windows' own clock, and by the reader's where that shows another time; empty while they are open."""
+
+
 @lru_cache(maxsize=256)
 def parse(windows: str) -> tuple[Span, ...]:
     """The windows that a text names, at least one; raises Invalid(field="window")."""
@@ -113,6 +125,21 @@ def schedule(windows: str, time_zone: str = "") -> Schedule:
 def is_open(windows: str, time_zone: str = "", now: datetime | None = None) -> bool:
     """Whether `now` lies in one of the windows; where there is none, it is always open."""
     return not windows or schedule(windows, time_zone).is_open(now or timezone.now())
+
+
+def hours(windows: str, time_zone: str = "", now: datetime | None = None) -> Hours | None:
+    """How the windows stand; None where there are none, which is always open."""
+    if not windows:
+        return None
+    table, at = schedule(windows, time_zone), now or timezone.now()
+    if table.is_open(at):
+        return Hours(str(table), None, "")
+    opens = table.opens_after(at)
+    there, here = opens.astimezone(table.zone), timezone.localtime(opens)
+    when = f"{there:%a %Y-%m-%d %H:%M} ({table.zone.key})"
+    if here.utcoffset() != there.utcoffset():
+        when += f", which is {here:%a %Y-%m-%d %H:%M %Z}"
+    return Hours(str(table), opens, when)
 
 
 def _span(text: str) -> Span:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime, timedelta
 
 import pytest
+from django.utils import timezone
 
 from cloudstorage import queue
 from cloudstorage.models import AuditEvent
@@ -156,6 +158,19 @@ def test_limit_is_refused_naming_it_and_the_others_stay(api, cloud, limits, poin
     answer = api("operator").patch(f"drains/{cloud.drain.uuid}/limits", {"concurrency": 2, **limits})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, pointer)
     assert api("viewer").get(f"drains/{cloud.drain.uuid}").json()["concurrency"] == 8
+
+
+def test_windows_have_their_zone_and_tell_when_they_open(api, cloud):
+    another_day = (timezone.now() + timedelta(days=3)).strftime("%a")
+    limits = {"window": f"{another_day} 00:00-24:00", "time_zone": "Asia/Kathmandu"}
+    found = api("operator").patch(f"drains/{cloud.drain.uuid}/limits", limits).json()
+    assert {name: found[name] for name in limits} == limits
+    window = found["progress"]["window"]
+    assert window["words"] == f"{another_day} 00:00-24:00 (Asia/Kathmandu)"
+    assert datetime.fromisoformat(window["opens"]) > timezone.now()
+    assert window["when"].startswith(f"{another_day} ")
+    given_none = api("operator").patch(f"drains/{cloud.drain.uuid}/limits", {"window": "00:00-24:00", "time_zone": ""}).json()
+    assert (given_none["time_zone"], given_none["progress"]["window"]["opens"]) == ("UTC", None)
 
 
 def test_failures_are_grouped_and_tried_again(api, cloud):

@@ -115,7 +115,6 @@ def test_the_whole_job_is_done_without_scripts(page: Page, installation: Install
 
     page.get_by_role("link", name="Overview").first.click()
     page.get_by_role("link", name="Plan the drain").click()
-    page.get_by_role("link", name="Plan the drain").click()
     page.get_by_role("button", name="Plan only").click()
     page.get_by_role("button", name="Start", exact=True).click()
     await_text(page, "Every item is proven.")

@@ -35,6 +35,9 @@ NARROW_RULES = {"type": "rule", "values": ["scrollable-region-focusable", "targe
 RUN = "async only => axe.run({exclude: '.chart text'}, {runOnly: only, resultTypes: ['violations', 'incomplete']})"
 FLATTEN = "document.querySelectorAll('.scroll').forEach(element => { element.style.background = 'none'; })"
 """Axe can judge no text over a picture: that of the chart is left out, and the shades at the ends of a table that scrolls taken away."""
+BEFORE = {"rules", "review"}
+"""What there is only before a conversion."""
+NOWHERE = "/nothing/like/it/"
 WIDTHS = (2560, 1440, 375, 320)
 
 
@@ -58,7 +61,7 @@ def empty(db: None, sign_in: Any) -> list[str]:
 def deciding(before: Any, admin: Any, target: dict[str, Any]) -> list[str]:
     """The pages that are there only before a conversion."""
     report = preflight(actor=admin, **target | {"details": {"password": "secret"}})
-    pages = [reverse(f"console:{name}", args=[report.uuid]) for name in ("preflight", "review")]
+    pages = [reverse(f"console:{name}", args=[report.uuid]) for name in ("rules", "preflight", "review")]
     return ["/", *pages, "/migration/new/", *(f"/migration/new/?provider={name}" for name in ("Memory", "S3"))]
 
 
@@ -77,9 +80,9 @@ def busy(cloud: Any) -> list[str]:
     )
     forms = ["/stores/add/?provider=NFS", "/stores/add/?provider=Swift"]
     return [
-        *(address(cloud, name) for name in LOOK),
+        *(address(cloud, name) for name in LOOK if name not in BEFORE),
         *forms,
-        "/nothing/like/it/",
+        NOWHERE,
         "/items/template/?q=nothing-like-it",
         "/logout/",
     ]
@@ -90,8 +93,9 @@ def scene(request: Any, live_server: Any, sign_in: Any) -> Scene:
     """The pages of one moment, without downloads and parts of pages."""
     addresses = request.getfixturevalue(request.param)
     client = sign_in("storage-admin", "auditor")
-    pages = [found for found in addresses if b"".join(client.get(found)).lstrip()[:9].lower() == b"<!doctype"]
-    assert pages
+    answers = {found: client.get(found) for found in addresses}
+    pages = [found for found, answer in answers.items() if b"".join(answer).lstrip()[:9].lower() == b"<!doctype"]
+    assert {found for found in pages if answers[found].status_code != 200} <= {NOWHERE}, "an error page hides the page itself"
     return Scene(live_server.url, pages, client.cookies["sessionid"].value)
 
 

@@ -161,6 +161,12 @@ def test_limits_change_what_is_given_only(run, cloud, region):
     assert ended.json() == {"id": str(cloud.drain.uuid), "concurrency": 8, "bandwidth": 1572864, "window": "", "time_zone": ""}
     assert ImageStore.objects.get(name="nfs-east").read_limit == 10_000_000
     assert run("migration_limits", "--bandwidth", "none", "--window", "22:00-06:00").code == 0
+    another_day = (timezone.now() + timedelta(days=3)).strftime("%a")
+    assert run("migration_limits", "--window", f"{another_day} 00:00-24:00", "--time-zone", "Asia/Kathmandu").code == 0
+    closed = run("migration_status").out
+    assert f"window  {another_day} 00:00-24:00 (Asia/Kathmandu), closed now, opens {another_day} " in closed
+    assert run("migration_limits", "--window", "00:00-24:00").code == 0
+    assert "window  00:00-24:00 (Asia/Kathmandu), open now" in run("migration_status").out
     assert run("migration_limits", "--window", "always", "--read-limit", "nfs-east=none").code == 0
     assert ImageStore.objects.get(name="nfs-east").read_limit is None
     for wrong, code in (

@@ -22,7 +22,7 @@ LOOK: dict[str, frozenset[str]] = {
     "audit_list": frozenset({"auditor"}), "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS,
     "user_add": ADMINS, "wizard": ADMINS, "rules": ADMINS, "review": ADMINS, "setting_list": ADMINS,
     "retirement_list": EVERYONE, "retirement": EVERYONE, "retirement_report": EVERYONE, "retire": ADMINS, "retirement_files": ADMINS,
-    "item_delete": ADMINS, "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
+    "retirement_cancel": ADMINS, "item_delete": ADMINS, "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
     "commit": EVERYONE, "rollback": EVERYONE, "rollback_abandon": ADMINS,
     "rest_list": EVERYONE, "rest_operation": EVERYONE,
     "preferences": EVERYONE, "password_change": EVERYONE, "password_change_done": EVERYONE, "stores_zone_changelist": EVERYONE,

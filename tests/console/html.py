@@ -16,6 +16,7 @@ class Strict(HTMLParser):
         self._labels: set[str] = set()
         self._fields: list[str] = []
         self._script = ""
+        self._typed, self._enter = False, None
         self.feed(page)
         self.faults += [f"id {found} twice" for found in {one for one in self.ids if self.ids.count(one) > 1}]
         self.faults += [f"field {found} without a label" for found in self._fields if found not in self._labels]
@@ -35,10 +36,20 @@ class Strict(HTMLParser):
             self.ids.append(given["id"])
         if tag == "label":
             self._labels.add(given.get("for", ""))
+        self._see_in_form(tag, given)
         if tag == "th" and "scope" not in given and "class" not in given:
             self.faults.append("<th> without scope")
         if tag in {"input", "select"} and given.get("type") not in {"hidden", "submit"} and given.get("id", "").startswith("f-"):
             self._fields.append(given["id"])
+
+    def _see_in_form(self, tag: str, given: dict[str, str]) -> None:
+        """What Enter does in a field: it presses the form's first button."""
+        if tag == "form":
+            self._typed, self._enter = False, None
+        elif tag == "input" and given.get("type", "text") in {"text", "password", "search"}:
+            self._typed = True
+        elif tag == "button" and self._enter is None and given.get("type", "submit") == "submit":
+            self._enter = given.get("class", "")
 
     def handle_data(self, data: str) -> None:
         if self._script and data.strip():
@@ -46,6 +57,8 @@ class Strict(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._script = ""
+        if tag == "form" and self._typed and "danger" in (self._enter or ""):
+            self.faults.append("Enter in a field presses what destroys")
 
 
 class Offers(HTMLParser):

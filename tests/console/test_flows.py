@@ -30,6 +30,7 @@ from stores.models import ImageStore, ScanRun, Template, Transfer, WorkerReach, 
 from stores.services import image_stores, items, scan
 from stores.states import RefState, Role, ScanState, TransferState
 from tests.console.conftest import CANARY
+from tests.console.html import Strict
 from tests.factories import make_worker
 from tests.migration.region import age_preflight
 
@@ -227,6 +228,11 @@ def test_rules_are_chosen_reviewed_in_words_and_become_the_drain_that_follows_th
     assert "fetched and hashed again" in page
     assert re.search(r'value="east"\s+checked|value="east" checked', client.get(rules).content.decode())
 
+    assert "What is not touched" in page
+    assert Strict(client.get(review).content.decode()).faults == []
+    assert client.post(review, {"typed": "objects", "do": "back"}).headers["Location"] == f"/migration/preflights/{report.uuid}/"
+    assert "largest first" in text(client.get(f"/migration/preflights/{report.uuid}/"))
+    assert not Conversion.objects.exists()
     answer = client.post(review, {"typed": "objects"})
     drain = Drain.objects.select_related("batch").get()
     assert answer.headers["Location"] == f"/migration/drains/{drain.uuid}/"

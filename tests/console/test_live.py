@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import html
 import re
+from datetime import timedelta
 
 import pytest
 from django.urls import reverse
+from django.utils import timezone
 
 from cloudstorage.models import AuditEvent
 from migration import drain
 from migration.models import Conversion, Drain
 from migration.states import ConversionState, DrainState
-from stores.models import KINDS, Kind, Transfer
+from stores.models import KINDS, Kind, Transfer, TransferBatch
 from stores.states import TransferState
 
 pytestmark = pytest.mark.db
@@ -72,6 +74,39 @@ def test_the_live_page_tells_what_is_only_on_nfs_and_what_the_way_back_costs(clo
     assert "There is none from here: the conversion is Committed" in text(client.get(address))
 
 
+def test_a_closed_window_is_told_with_its_zone_and_when_it_opens_for_the_reader(cloud, sign_in):
+    another_day = (timezone.now() + timedelta(days=3)).strftime("%a")
+    TransferBatch.objects.update(window=f"{another_day} 00:00-24:00", time_zone="Asia/Kathmandu")
+    client = sign_in("viewer")
+    client.cookies["time-zone"] = "Asia/Tokyo"
+    told = f"Closed now by its time window {another_day} 00:00-24:00 (Asia/Kathmandu); it opens {another_day} "
+    for state in (DrainState.PLANNED, DrainState.RUNNING):
+        Drain.objects.update(state=state)
+        for where in ("/", reverse("console:drain", args=[cloud.drain.uuid])):
+            page = text(client.get(where))
+            assert told in page, (state, where)
+            assert "03:15 JST" in page
+        assert f"{another_day} 00:00-24:00 (Asia/Kathmandu)" in text(client.get("/migration/"))
+    assert "closed now opens" in text(client.get("/migration/"))
+    Drain.objects.update(state=DrainState.FINISHED)
+    assert "Closed now" not in text(client.get("/"))
+    assert "closed now" not in text(client.get("/migration/"))
+
+
+@pytest.mark.parametrize("rules", [{}, {"zones": ["east"]}])
+def test_a_drain_that_was_cancelled_still_tells_what_is_only_on_nfs_and_what_comes_next(cloud, sign_in, rules):
+    drain.cancel(actor=cloud.admin, drain=cloud.drain)
+    again = drain.plan(actor=cloud.admin, conversion=cloud.conversion, **rules)
+    drain.cancel(actor=cloud.admin, drain=again)
+    client = sign_in("operator")
+    for address in ("drain", "drain_live"):
+        page = text(client.get(reverse(f"console:{address}", args=[again.uuid])))
+        assert "Only copy still on NFS: 3 items" in page
+        assert "Next: Plan the rest" in page
+    earlier = text(client.get(reverse("console:drain", args=[cloud.drain.uuid])))
+    assert "Next:" not in earlier
+
+
 def test_zones_tell_items_and_bytes_apart(cloud):
     rows = Transfer.objects.filter(batch=cloud.drain.batch)
     rows.update(bytes_total=100)
@@ -89,7 +124,10 @@ def test_failures_of_one_cause_are_tried_again_without_the_others(cloud, sign_in
     client = sign_in("operator")
     page = client.get(reverse("console:drain_live", args=[cloud.drain.uuid]))
     assert "Retry 1 of this cause" in text(page)
-    answer = client.post(reverse("console:drain_retry", args=[cloud.drain.uuid]), {"cause": "access-denied"}, follow=True)
+    form = re.search(
+        r'<form method="post" action="([^"]+)">(?:(?!</form>).)*value="access-denied"', page.content.decode(), re.DOTALL
+    )
+    answer = client.post(form[1], {"cause": "access-denied"}, follow=True)
     assert "1 failed item tried again (access-denied)." in text(answer)
     states = set(Transfer.objects.filter(state=TransferState.FAILED).values_list("error_cause", flat=True))
     assert states == {"slow-down"}

@@ -10,6 +10,9 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from cloudstorage.templatetags.console import breakable
+from migration import drain
+from migration.models import Drain
+from migration.states import DrainState
 from stores.models import Snapshot, Zone
 from stores.states import Role
 from tests.console.access import LOOK, address
@@ -54,7 +57,7 @@ def queries(client, url: str) -> int:
 
 
 def test_lists_cost_the_same_queries_whatever_their_length(cloud, sign_in):
-    from migration import drain, verify
+    from migration import verify
 
     urls = ["/", "/stores/", "/staging/", "/items/template/", "/items/snapshot/?state=Ready&zone=east", "/transfers/", "/workers/",
             "/audit/", "/tokens/", "/migration/", "/migration/verifications/", "/migration/retirements/", "/auth/user/",
@@ -99,6 +102,22 @@ def test_a_chain_and_the_single_pages_stay_within_thirty_queries(cloud, sign_in)
     ]
     costs = {url: queries(client, url) for url in urls}
     assert max(costs.values()) <= 30, costs
+
+
+def test_a_conversion_with_many_drains_is_one_page_that_tells_which_left_failures(cloud, sign_in):
+    client, url = sign_in("storage-admin"), reverse("console:conversion", args=[cloud.conversion.uuid])
+    Drain.objects.update(state=DrainState.FINISHED)
+    for _ in range(3):
+        made = drain.plan(actor=cloud.admin, conversion=cloud.conversion)
+        Drain.objects.filter(pk=made.pk).update(state=DrainState.FINISHED)
+    few = queries(client, url)
+    for _ in range(3):
+        made = drain.plan(actor=cloud.admin, conversion=cloud.conversion)
+        Drain.objects.filter(pk=made.pk).update(state=DrainState.FINISHED)
+    assert (queries(client, url), few <= 30) == (few, True)
+    for where in (url, "/migration/"):
+        page = client.get(where).content.decode()
+        assert page.count("Finished, not complete") == 1, "the first drain's template failed"
 
 
 def test_the_plan_of_the_way_back_costs_the_same_whatever_exports_there_are_and_was_made_since(cloud, sign_in, tmp_path):

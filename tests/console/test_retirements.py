@@ -11,6 +11,7 @@ from migration import tasks
 from migration.models import Decommission
 from stores.models import ImageStore
 from stores.states import StoreState
+from tests.console.html import Strict
 from tests.migration.retiring import move_all, ready_to_retire, work
 
 pytestmark = pytest.mark.db
@@ -42,6 +43,9 @@ def test_from_the_question_to_the_report_and_the_trash(filled, sign_in):
     (filled.folder("east") / "notes.txt").write_bytes(b"of somebody")
     client = sign_in("storage-admin")
     where = reverse("console:retire", args=[store.uuid])
+    assert Strict(client.get(where).content.decode()).faults == []
+    back = client.post(where, {"typed": "nfs-east", "sample_percent": "100", "do": "back"})
+    assert (back.headers["Location"], Decommission.objects.count()) == (f"/stores/{store.uuid}/", 0)
     for wrong in ({"typed": "nfs", "sample_percent": "100"}, {"typed": "nfs-east", "sample_percent": "all"}):
         assert client.post(where, wrong).status_code == 400
     begun = client.post(where, {"typed": "nfs-east", "sample_percent": "100"})
@@ -56,7 +60,7 @@ def test_from_the_question_to_the_report_and_the_trash(filled, sign_in):
     assert row.unknown_digest in page.content.decode()
     assert "I answer for these 1" in page.content.decode()
     assert "Look again" in page.content.decode()
-    assert ">Cancel<" in page.content.decode()
+    assert "Cancel…" in page.content.decode()
     assert "I answer for these" not in sign_in("operator").get(here).content.decode()
     client.post(reverse("console:retirement_acknowledge", args=[row.uuid]), {"count": "2", "digest": row.unknown_digest})
     assert Decommission.objects.get().state == "Waiting"
@@ -70,6 +74,9 @@ def test_from_the_question_to_the_report_and_the_trash(filled, sign_in):
     assert hashlib.sha256(b"".join(sums.streaming_content)).hexdigest() == Decommission.objects.get().sums_sha256
 
     files = reverse("console:retirement_files", args=[row.uuid])
+    assert Strict(client.get(files).content.decode()).faults == []
+    assert client.post(files, {"confirm": "nfs-east", "do": "back"}).headers["Location"] == here
+    assert Decommission.objects.get().state == "Retired"
     assert client.post(files, {"confirm": "nfs"}).status_code == 400
     assert client.post(files, {"confirm": "nfs-east"}).headers["Location"] == here
     tasks.delete_retired_files(row.pk)
@@ -88,6 +95,10 @@ def test_cancel_and_look_again(filled, sign_in):
     work(row)
     client.post(reverse("console:retirement_look_again", args=[row.uuid]))
     assert Decommission.objects.get().state == "Checking"
-    client.post(reverse("console:retirement_cancel", args=[row.uuid]))
+    cancel = reverse("console:retirement_cancel", args=[row.uuid])
+    assert cancel in client.get(reverse("console:retirement", args=[row.uuid])).content.decode()
+    assert "another retirement reads everything again" in " ".join(client.get(cancel).content.decode().split())
+    assert Decommission.objects.get().state == "Checking"
+    client.post(cancel)
     assert Decommission.objects.get().state == "Cancelled"
     assert not ImageStore.objects.get(pk=store.pk).readonly

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+from datetime import timedelta
 
 import pytest
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from migration import bottleneck, drain
 from migration.conversion import convert
@@ -109,11 +111,14 @@ def test_read_limit_is_named_and_a_pump_that_has_gone_tells_nothing(row, worker)
     assert (told(row).cause, told(row).shares) == ("source", {})
 
 
-def test_where_nothing_is_copied_the_reason_is_said(row, worker, monkeypatch):
+def test_where_nothing_is_copied_the_reason_is_said(row, worker):
     assert told(row).words == "waiting for workers: none has claimed anything yet"
-    with monkeypatch.context() as night:
-        night.setattr(bottleneck, "is_open", lambda *_: False)
-        assert told(row).cause == "window"
+    another_day = (timezone.now() + timedelta(days=3)).strftime("%a")
+    TransferBatch.objects.update(window=f"{another_day} 00:00-24:00", time_zone="Asia/Kathmandu")
+    closed = told(row)
+    assert closed.words == f"its time window {another_day} 00:00-24:00 (Asia/Kathmandu), which is closed now"
+    assert closed.why.startswith(f"It opens {another_day} ")
+    TransferBatch.objects.update(window="", time_zone="")
     Transfer.objects.update(next_attempt_at="2100-01-01T00:00:00Z")
     assert told(row).cause == "retry"
     WorkerReach.objects.filter(store__name="objects").update(ok=False, error="Connection refused.")

@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.utils import timezone
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from cloudstorage.errors import Invalid
-from stores.services.windows import DAYS, canonical, is_open, parse, schedule, zone_of
+from stores.services.windows import DAYS, Hours, canonical, hours, is_open, parse, schedule, zone_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Pacific/Apia")
@@ -75,6 +76,22 @@ def test_the_hour_that_is_skipped_opens_nothing_and_the_one_that_comes_twice_is_
 def test_it_tells_when_it_opens_next(window: str, at: str, opens: str):
     moment, expected = (datetime.fromisoformat(text).replace(tzinfo=UTC) for text in (at, opens))
     assert schedule(window, "Europe/Berlin").opens_after(moment) == expected
+
+
+@pytest.mark.parametrize(
+    ("reader", "when"),
+    [
+        ("Europe/Rome", "Sat 2026-11-21 22:00 (Europe/Berlin)"),
+        ("America/New_York", "Sat 2026-11-21 22:00 (Europe/Berlin), which is Sat 2026-11-21 16:00 EST"),
+    ],
+)
+def test_it_is_told_by_the_windows_clock_and_by_a_reader_of_another(reader: str, when: str):
+    noon = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    with timezone.override(ZoneInfo(reader)):
+        found = hours("22:00-06:00", "Europe/Berlin", noon)
+        assert found == Hours("22:00-06:00 (Europe/Berlin)", datetime(2026, 11, 21, 21, tzinfo=UTC), when)
+        assert hours("22:00-06:00", "Europe/Berlin", noon + timedelta(hours=10)) == Hours("22:00-06:00 (Europe/Berlin)", None, "")
+    assert hours("", "Europe/Berlin") is None
 
 
 @given(windows, st.sampled_from(ZONES), moments)

@@ -14,9 +14,7 @@ from cloudstorage.commands import human_bytes, seconds_from
 from migration import drain
 from migration.commands import DrainCommand, exit_code, progress_as_json, progress_as_text
 from migration.models import Drain
-from migration.states import DrainState
-
-_ENDED = (DrainState.FINISHED, DrainState.CANCELLED)
+from migration.states import ENDED_DRAINS, DrainState
 
 
 class Command(DrainCommand):
@@ -46,7 +44,7 @@ class Command(DrainCommand):
                     self.stdout.flush()
                 elif bar is not None:
                     self._draw(bar, found)
-                if found.state in {*_ENDED, DrainState.PAUSED}:
+                if found.state in {*ENDED_DRAINS, DrainState.PAUSED}:
                     return found
                 time.sleep(interval)
         finally:

@@ -19,6 +19,7 @@ from cloudstorage.inserting import NewUUID, Ordered, insert_ordered
 from cloudstorage.queue import wake
 from cloudstorage.turns import Turn, wait_for_turn
 from stores.models import KINDS, ImageStore, Item, Kind, Transfer, TransferBatch
+from stores.services.counts import total
 from stores.services.inventory import readable_copies
 from stores.services.transfers.endings import (
     PARENT_FAILED,
@@ -242,7 +243,7 @@ def _plan_ancestors(batch: TransferBatch, target: ImageStore, everywhere: Scope)
 
 def outside(batch: TransferBatch, target: ImageStore) -> int:
     """How many promises on `target` can be kept from a readable copy, and are neither under way nor failed in this batch."""
-    return sum(_missing(batch, target, kind, EVERYTHING).rows.count() for kind in KINDS)
+    return total({kind: _missing(batch, target, kind, EVERYTHING).rows for kind in KINDS})
 
 
 def _missing(batch: TransferBatch, target: ImageStore, kind: Kind, scope: Scope) -> Ordered:
