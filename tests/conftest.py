@@ -11,6 +11,10 @@ from django.db import connection
 from django.test import TransactionTestCase
 
 from cloudstorage.actors import Actor, ActorRole
+from migration import sampling
+from stores import worker
+from stores.drivers import probe
+from stores.drivers.base import MiB
 
 pytest_plugins = ["tests.servers.fixtures"]
 
@@ -53,6 +57,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _quiet_queue(settings) -> None:
     """No test leaves messages for a queue that nobody runs; those that want the bell switch it on."""
     settings.QUEUE_MUTED = True
+
+
+@pytest.fixture(autouse=True)
+def _pumps_end_at_once(request, monkeypatch) -> None:
+    """A pump that finds nothing does not look again: nobody gives it work meanwhile."""
+    if request.node.get_closest_marker("db"):
+        monkeypatch.setattr(worker, "_IDLE_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _small_trials(request, monkeypatch) -> None:
+    """A probe and a preflight write little where no server has a smallest part: hundreds of tests begin with both."""
+    if request.node.get_closest_marker("db") and not request.node.get_closest_marker("live"):
+        monkeypatch.setattr(probe, "PART_SIZE", 64 * 1024)
+        monkeypatch.setattr(sampling, "WRITE_SIZE", MiB)
 
 
 @pytest.fixture

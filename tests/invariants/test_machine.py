@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from stores import worker
 from tests.invariants.machine import Region
 
 pytestmark = [pytest.mark.db, pytest.mark.longest]
@@ -22,14 +21,13 @@ BOUNDED = settings(
 )
 
 
-def test_nothing_that_must_hold_is_broken_whatever_the_order_of_events(db, settings, monkeypatch, capsys):
+def test_nothing_that_must_hold_is_broken_whatever_the_order_of_events(db, settings, capsys):
     settings.STORE_DRIVERS = settings.STORE_DRIVERS | {
         "NFS": "tests.invariants.drivers.FaultyNfs",
         "Memory": "tests.invariants.drivers.FaultyTarget",
     }
     settings.ALLOW_PLAIN_EXPORTS = True
     settings.NFS_MOUNTS = {}
-    monkeypatch.setattr(worker, "_IDLE_SECONDS", 0.0)
     Region.steps.clear()
     run_state_machine_as_test(Region, settings=BOUNDED)
     with capsys.disabled():

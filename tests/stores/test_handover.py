@@ -114,7 +114,6 @@ def test_pump_that_copied_a_canary_stays_for_what_follows_it(cloud, batch, monke
             looks.append(TransferBatch.objects.filter(pk=batch.pk).update(only_canary=len(looks) < 2))
         return found
 
-    monkeypatch.setattr(worker, "_IDLE_SECONDS", 0.0)
     monkeypatch.setattr(worker.transfers, "claim", looking)
     pump = Pump(cloud.workers[0].pk, slots=SLOTS, patience=60)
     assert pump.run() == ITEMS

@@ -85,10 +85,9 @@ class Cloud:
 
 
 @pytest.fixture
-def cloud(db, tmp_path, settings, monkeypatch) -> Iterator[Cloud]:
+def cloud(db, tmp_path, settings) -> Iterator[Cloud]:
     settings.STORE_DRIVERS = settings.STORE_DRIVERS | {"Memory": "tests.invariants.drivers.FaultyTarget"}
     settings.NFS_MOUNTS = {}
-    monkeypatch.setattr(worker, "_IDLE_SECONDS", 0.0)
     SERVERS.clear()
     FAULTS.clear()
     yield Cloud(tmp_path)
