@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Min, QuerySet
+from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from migration.models import Drain
 from migration.states import DrainState
@@ -111,8 +110,9 @@ def _unreached(store: ImageStore) -> str:
 
 def _waiting(rows: QuerySet[Transfer]) -> Bottleneck:
     queued = rows.filter(state=TransferState.QUEUED)
-    if not queued.filter(next_attempt_at__lte=Now()).exists() and (first := queued.aggregate(at=Min("next_attempt_at"))["at"]):
-        seconds = max(0, round((first - timezone.now()).total_seconds()))
+    first = queued.annotate(now=Now()).order_by("next_attempt_at").values_list("next_attempt_at", "now")
+    if not queued.filter(next_attempt_at__lte=Now()).exists() and (soon := first.first()):
+        seconds = max(0, round((soon[0] - soon[1]).total_seconds()))
         return Bottleneck(
             RETRY,
             f"waiting to try again, in {seconds} s",

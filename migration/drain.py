@@ -520,12 +520,12 @@ def _rate(newer: tuple[datetime, int], older: tuple[datetime, int]) -> float:
 
 
 def _running(rows: Any) -> list[dict[str, Any]]:
-    now = timezone.now()
     listed = []
-    live = rows.filter(state=TransferState.RUNNING).select_related("source", "target", "worker").order_by("progress_at")[:50]
+    live = rows.filter(state=TransferState.RUNNING).select_related("source", "target", "worker").annotate(now=Now())
+    live = live.order_by("progress_at")[:50]
     names = names_of(live)
     for row in live:
-        silent = (now - (row.progress_at or now)).total_seconds()
+        silent = (row.now - (row.progress_at or row.now)).total_seconds()
         at = row.source if row.waiting_on == "source" else row.target
         listed.append(
             {

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count, Max, Min, OuterRef, Subquery
-from django.utils import timezone
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Now
 
 from cloudstorage import queue
 from cloudstorage.models import Installation
@@ -80,20 +80,22 @@ def _transfers() -> Iterator[Measure]:
     failed = Transfer.objects.filter(state=TransferState.FAILED).order_by()
     causes: Samples = {(cause,): float(count) for cause, count in failed.values_list("error_cause").annotate(Count("pk"))}
     yield Measure("cloudstorage_transfers_failed", "Transfers that wait for a person, by cause.", ["cause"], causes)
-    slowest = Transfer.objects.filter(state=TransferState.RUNNING).aggregate(at=Min("progress_at"))["at"]
+    running = Transfer.objects.filter(state=TransferState.RUNNING, progress_at__isnull=False).order_by("progress_at")
     told = "Since the copy that is longest without progress had any; 0 where nothing is copied."
-    yield Measure("cloudstorage_transfer_stalled_seconds", told, samples={(): _age(slowest)})
+    yield Measure("cloudstorage_transfer_stalled_seconds", told, samples={(): _age(running, "progress_at") or 0.0})
 
 
 def _workers() -> Iterator[Measure]:
-    newest = Worker.objects.filter(stopped=None).aggregate(at=Max("heartbeat"))["at"]
+    age = _age(Worker.objects.filter(stopped=None).order_by("-heartbeat"), "heartbeat")
     told = "Since any worker that did not say good-bye was heard of; nothing where there is none."
-    samples: Samples = {} if newest is None else {(): _age(newest)}
+    samples: Samples = {} if age is None else {(): age}
     yield Measure("cloudstorage_worker_heartbeat_age_seconds", told, samples=samples)
 
 
-def _age(at: Any) -> float:
-    return 0.0 if at is None else max(0.0, (timezone.now() - at).total_seconds())
+def _age(rows: QuerySet[Any], column: str) -> float | None:
+    """Seconds since the moment in a column of the first row, by the clock that wrote it; None where there is no row."""
+    told = rows.annotate(now=Now()).values_list("now", column).first()
+    return None if told is None else max(0.0, (told[0] - told[1]).total_seconds())
 
 
 def _drains() -> Iterator[Measure]:
@@ -124,7 +126,9 @@ def _stores() -> Iterator[Measure]:
     ok = set(WorkerReach.objects.of_living_workers().filter(ok=True).values_list("store_id", flat=True))
     ended = Verification.objects.filter(store=OuterRef("pk"), state=VerificationState.FINISHED).order_by("-pk")
     stores: Any = ImageStore.objects.attached().annotate(
-        found=Subquery(ended.values("findings_count")[:1]), verified_at=Subquery(ended.values("finished_at")[:1])
+        found=Subquery(ended.values("findings_count")[:1]),
+        verified_at=Subquery(ended.values("finished_at")[:1]),
+        now=Now(),
     )
     for store in stores.only("name", "total_size", "used_bytes"):
         reached.samples[store.name,] = store.pk in ok
@@ -134,5 +138,5 @@ def _stores() -> Iterator[Measure]:
         if store.found is not None:
             findings.samples[store.name,] = store.found
         if store.verified_at is not None:
-            age.samples[store.name,] = _age(store.verified_at)
+            age.samples[store.name,] = max(0.0, (store.now - store.verified_at).total_seconds())
     yield from (reached, size, used, findings, age)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import promql_parser
 import pytest
 import yaml
 from django.db import connection
+from django.db.models.functions import Now
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from cloudstorage import health
 from cloudstorage.models import Installation
+from migration.drain import progress
 from migration.measures import Measure, measures
 from migration.models import Verification
 from stores.models import ImageStore, Transfer, WorkerReach
@@ -91,6 +95,17 @@ def test_figures_are_told_to_those_with_a_role_only(client, viewer):
     assert (refused.status_code, refused.headers["Content-Type"]) == (401, "application/problem+json")
     assert refused.json()["code"] == "not-authenticated"
     assert told(client, viewer)["cloudstorage_read_only"] == 0
+
+
+def test_ages_are_by_the_clock_that_wrote_the_moments(cloud, client, viewer, monkeypatch):
+    Transfer.objects.filter(pk=cloud.transfer.pk).update(state=TransferState.RUNNING, progress_at=Now())
+    before = told(client, viewer)
+    late = timezone.now() + timedelta(minutes=10)
+    monkeypatch.setattr("django.utils.timezone.now", lambda: late)
+    after = told(client, viewer)
+    for name in ("cloudstorage_worker_heartbeat_age_seconds", "cloudstorage_transfer_stalled_seconds"):
+        assert after[name] < before[name] + 60
+    assert not [row["stuck"] for row in progress(cloud.drain).running if row["stuck"]]
 
 
 def test_the_figures_are_those_of_the_rows(cloud, client, viewer):

@@ -12,6 +12,7 @@ from stores import tasks
 from stores.management.commands.worker import Command
 from stores.models import KINDS, Kind, Transfer, Worker, WorkerReach
 from stores.services import items, transfers
+from stores.services.transfers import Lease
 from stores.states import RefState
 from stores.worker import Pump
 from tests import factories
@@ -73,6 +74,21 @@ def test_what_is_asked_for_may_be_taken_at_once(monkeypatch, hours, tmp_path):
     again = transfers.ensure(actor=cli_actor(), kind=Kind.VOLUME, item=volume, store=objects)
     assert again is not None
     assert [job.transfer.pk for job in transfers.claim(row.pk, limit=5)] == [asked.pk]
+
+
+@BACK_AND_AHEAD
+def test_progress_is_of_the_moment_at_which_it_was_made(monkeypatch, hours, tmp_path):
+    export = factories.make_store("NFS", name="east", zone=factories.make_zone("east"), folder=tmp_path / "east")
+    objects = factories.make_store(name="objects")
+    transfers.ensure(actor=cli_actor(), kind=Kind.VOLUME, item=factories.make_volume([export]), store=objects)
+    (job,) = transfers.claim(factories.make_worker(export, objects).pk, limit=1)
+    Transfer.objects.update(progress_at="2020-01-01T00:00:00Z")
+    jump(monkeypatch, timedelta(hours=hours))
+    assert transfers.renew([Lease(job.transfer.pk, job.epoch, 1, True, "target")]) == {job.transfer.pk}
+    monkeypatch.undo()
+    written = Transfer.objects.get().progress_at
+    assert written is not None
+    assert abs((timezone.now() - written).total_seconds()) < 60
 
 
 def test_what_is_being_written_is_not_given_up_by_a_clock_days_ahead(monkeypatch):

@@ -213,7 +213,6 @@ def renew(leases: Sequence[Lease]) -> set[int]:
     if not leases:
         return set()
     by_id = {lease.transfer_id: lease for lease in leases}
-    now = timezone.now()
     with transaction.atomic():
         rows = Transfer.objects.select_for_update().filter(pk__in=by_id, state=TransferState.RUNNING).order_by("pk")
         ours = [row for row in rows if row.epoch == by_id[row.pk].epoch]
@@ -222,7 +221,7 @@ def renew(leases: Sequence[Lease]) -> set[int]:
             row.bytes_done = max(row.bytes_done, min(lease.bytes_done, row.bytes_total))
             row.waiting_on = lease.waiting_on
             if lease.progressed:
-                row.progress_at = now
+                row.progress_at = Now()
         Transfer.objects.bulk_update(ours, ["bytes_done", "progress_at", "waiting_on"])
         kept = {row.pk for row in ours}
         Transfer.objects.filter(pk__in=kept).update(lease_until=lease_end())
