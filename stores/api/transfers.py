@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.db.models import QuerySet
-from django.http import Http404
 from django.shortcuts import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -65,14 +64,17 @@ class TransferRetry(ServiceView):
 
     roles = {"POST": ActorRole.OPERATOR}
 
-    @operation("transfers_retry", status=202, answer=TransferView)
+    @operation("transfers_retry", status=202, answer=TransferView, more={200: TransferView})
     def post(self, request: Request, id: uuid.UUID) -> Response:  # noqa: A002 - the name in the address
-        """Queue a failed transfer again; a child waits for its parent."""
+        """Queue a failed transfer again; a child waits for its parent. 200: its item came by another transfer or was deleted, and
+        it is cancelled."""
         rows = Transfer.objects.filter(uuid=id)
-        row = rows.first()
-        if row is None:
-            raise Http404
+        row = get_object_or_404(rows)
+        before = row.state
         if not transfers.retry(actor=self.actor, transfers=rows, target=f"transfer:{id}"):
+            row.refresh_from_db()
+            if (before, row.state) == (TransferState.FAILED, TransferState.CANCELLED):
+                return Response(transfer_view(id))
             allowed = allowed_events(TRANSFER_TRANSITIONS, TransferState(row.state))
             message = f"The transfer is {row.state}; only a failed one is tried again."
             raise Conflict(message, remedy="Look at its state.", allowed=allowed)

@@ -8,7 +8,7 @@ import pytest
 
 from cloudstorage.models import AuditEvent
 from stores.models import Account, Snapshot, Transfer, Volume
-from stores.services import items, transfers
+from stores.services import items
 from stores.states import Proof, RefState, TransferState
 from tests.factories import content, make_account, make_chain, make_promises, make_store, make_template, make_volume, make_zone
 
@@ -127,7 +127,16 @@ def test_failed_transfer_is_tried_again_and_another_is_not(api, nfs, objects):
     assert ids(api("viewer").get("transfers?error_cause=full&state=Failed")) == [str(row.uuid)]
     answer = api("operator").post(f"transfers/{row.uuid}/retry")
     assert (answer.status_code, answer.json()["state"], answer.json()["error"]) == (202, "Queued", "")
-    assert transfers.BACKGROUND > 0
+
+
+def test_failed_transfer_that_is_not_needed_any_more_is_shown_cancelled(api, nfs, objects):
+    volume = make_volume([nfs])
+    make_promises(objects)
+    made = api("operator").post(f"volumes/{volume.uuid}/ensure", {}).headers["Location"].rpartition("/")[2]
+    Transfer.objects.update(state=TransferState.FAILED, error="no space", error_cause="full")
+    volume.refs.filter(store=objects).update(state=RefState.DESTROYING)
+    answer = api("operator").post(f"transfers/{made}/retry")
+    assert (answer.status_code, answer.json()["state"]) == (200, "Cancelled")
 
 
 def test_item_is_deleted_everywhere_and_a_parent_is_kept_for_its_children(api, nfs):
