@@ -38,9 +38,18 @@ from stores.drivers.errors import (
     UploadGone,
 )
 from stores.drivers.probe import facts_of
-from stores.models import KINDS, ImageStore, ImageStoreDetail, Transfer, Zone
+from stores.models import KINDS, ImageStore, ImageStoreDetail, ScanRun, Transfer, Zone
 from stores.services.probing import probe_in_time, within
-from stores.states import LIVE_REF_STATES, LIVE_TRANSFER_STATES, STORE_TRANSITIONS, Role, StoreEvent, StoreState, sources
+from stores.states import (
+    LIVE_REF_STATES,
+    LIVE_SCAN_STATES,
+    LIVE_TRANSFER_STATES,
+    STORE_TRANSITIONS,
+    Role,
+    StoreEvent,
+    StoreState,
+    sources,
+)
 
 _UNSET: Any = object()
 _AWAY = (StoreState.DETACHED, StoreState.REMOVED)
@@ -556,6 +565,8 @@ def forbids_removal(store: ImageStore) -> Iterator[tuple[str, str]]:
             yield f"The store {store.name} still has {count} {kind} refs.", "Move or delete what is on it first."
     if Transfer.objects.filter(state__in=LIVE_TRANSFER_STATES, target_id=store.pk).exists():
         yield f"Copies to the store {store.name} are under way.", "Wait for them or cancel them."
+    if ScanRun.objects.filter(store_id=store.pk, state__in=LIVE_SCAN_STATES).exists():
+        yield f"A scan of the store {store.name} waits or runs, and adopts what it finds.", "Wait for it or cancel it."
     staging = ImageStore.objects.filter(role=Role.IMAGE_CACHE, state=StoreState.ATTACHED).exclude(pk=store.pk)
     records = ImageStore.objects.filter(role=Role.IMAGE, state=StoreState.ATTACHED).exclude(pk=store.pk)
     if store.role == Role.IMAGE and store.state == StoreState.ATTACHED and staging.exists() and not records.exists():

@@ -10,6 +10,7 @@ from cloudstorage.errors import Blocked, Conflict, Denied, Invalid, Unreachable
 from cloudstorage.models import AuditEvent, Installation
 from stores.models import ImageStore, ImageStoreDetail, Zone
 from stores.services import image_stores
+from stores.services.scan import cancel_scan, request_scan
 from stores.states import Role, StoreState
 from tests.fakes.memory import server_at
 
@@ -251,6 +252,18 @@ def test_rename_is_a_conflict_when_the_name_is_taken(admin):
     with pytest.raises(Conflict) as caught:
         image_stores.update_store(actor=admin, store=other, name="objects")
     assert caught.value.field == "name"
+
+
+def test_store_is_not_removed_under_a_scan_nor_scanned_once_it_is_removed(admin):
+    store = add(admin, details={})
+    run = request_scan(actor=admin, store=store)
+    with pytest.raises(Conflict, match="adopts what it finds"):
+        image_stores.remove_store(actor=admin, store=store)
+    cancel_scan(actor=admin, run=run)
+    seen_before = ImageStore.objects.get(pk=store.pk)
+    image_stores.remove_store(actor=admin, store=store)
+    with pytest.raises(Conflict, match="is Removed"):
+        request_scan(actor=admin, store=seen_before)
 
 
 def test_removed_store_is_refused_when_it_is_probed_changed_or_removed_again(admin):

@@ -99,8 +99,10 @@ def free_abandoned() -> None:
 
 
 def _begin(actor: Actor, store: ImageStore, catalogue: Mapping[str, Any] | None) -> ScanRun:
-    if store.state != StoreState.ATTACHED:
-        raise Conflict(f"{store.name} is {store.state}, so it is not scanned.", remedy="Attach the store first.")
+    # Its row is locked: who removes the store was before us, or finds the scan.
+    state = ImageStore.objects.select_for_update(no_key=True).values_list("state", flat=True).get(pk=store.pk)
+    if state != StoreState.ATTACHED:
+        raise Conflict(f"{store.name} is {state}, so it is not scanned.", remedy="Attach the store first.")
     if catalogue is not None:
         Catalogue.parse(catalogue)
     _lapsed().filter(store=store).update(**_failed(_DIED, "The scan that was started after it goes on from there."))
