@@ -19,7 +19,7 @@ from django.core.management.base import BaseCommand
 from django.db import OperationalError
 
 from cloudstorage.actors import Actor, cli_actor
-from cloudstorage.errors import Conflict, Invalid, ServiceError, Unreachable, plain
+from cloudstorage.errors import UNSTORABLE, Conflict, Invalid, ServiceError, Unreachable, plain, unstorable
 
 EXIT_CODES = {
     0: "ok",
@@ -60,6 +60,9 @@ class ServiceCommand(BaseCommand, ABC):
         except OperationalError as error:
             self._complain(Unreachable(f"The database did not answer: {error}", remedy="See `manage.py doctor`, then try again."))
             sys.exit(Unreachable.exit_code)
+        except UNSTORABLE:
+            self._complain(unstorable())
+            sys.exit(Invalid.exit_code)
         except ImproperlyConfigured as error:
             self._complain(Conflict(str(error), remedy="See `manage.py doctor` and docs/operations.md."))
             sys.exit(Conflict.exit_code)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from django.db import DataError
 
 from cloudstorage import secrets
 from stores.models import ImageStore, Volume, Zone
@@ -45,6 +46,15 @@ def test_zone_is_added_once(run):
     assert "already a zone" in again.err
     assert "-> Choose another name." in again.err
     assert run("zone_add", " ").code == 2
+
+
+def test_what_a_database_cannot_keep_is_a_usage_error(run, monkeypatch):
+    def fail(**_: object) -> None:
+        raise DataError("value too long for type character varying(255)")
+
+    monkeypatch.setattr("stores.management.commands.zone_add.add_zone", fail)
+    ended = run("zone_add", "east")
+    assert (ended.code, "cannot be kept" in ended.err, "varying" in ended.err) == (2, True, False)
 
 
 def test_store_is_added_with_its_secret_from_a_file(run, memory_store, tmp_path):
