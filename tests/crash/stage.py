@@ -38,6 +38,7 @@ def url_of(zone: str) -> str:
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloudstorage.settings")
     django.setup()
+    quicken()
     if len(sys.argv) > 1:
         print(json.dumps(STAGES[sys.argv[1]]()), flush=True)
         return
@@ -52,6 +53,15 @@ def main() -> None:
         importlib.import_module(module)
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)
+
+
+def quicken() -> None:
+    """Pumps that find nothing end at once, and a preflight writes little."""
+    from migration import sampling
+    from stores import worker
+
+    worker._IDLE_SECONDS = 0.0
+    sampling.WRITE_SIZE = MiB
 
 
 def serve(request: dict[str, Any]) -> dict[str, Any]:
@@ -440,6 +450,17 @@ def verified(row: Any) -> int:
 # --- afterwards ------------------------------------------------------------------------------------------------------------
 
 
+def leases_lapse() -> None:
+    """Of the dead, who hold theirs for a while yet; that leases lapse by themselves is shown where workers are killed."""
+    from django.apps import apps
+    from django.utils import timezone
+
+    past = timezone.now() - timedelta(seconds=1)
+    for model in apps.get_models():
+        if any(field.name == "lease_until" for field in model._meta.fields):
+            model._base_manager.exclude(lease_until=None).update(lease_until=past)
+
+
 def a_day_passes() -> None:
     """For what is given up only after a day of silence."""
     from django.utils import timezone
@@ -454,6 +475,8 @@ def a_day_passes() -> None:
 
 def settle() -> dict[str, Any]:
     """Let the worker's clock run until nothing changes any more; tells what is then true."""
+    from django.conf import settings
+
     from migration import verify
     from migration.models import Conversion, Verification
     from stores import tasks
@@ -461,6 +484,7 @@ def settle() -> dict[str, Any]:
     from stores.services import holds
     from stores.services.image_stores import driver_for
 
+    settings.LEASE_SECONDS = 0.5  # nobody works any more: what is older than two leases is debris
     deadline = time.monotonic() + 20
     while True:
         tasks.keep_house()
@@ -499,6 +523,7 @@ def after_store_add() -> dict[str, Any]:
 
 
 def after_scan() -> dict[str, Any]:
+    leases_lapse()
     scan()
     again = scan()
     assert not any(report["adopted"] for report in again.values()), again
@@ -511,8 +536,14 @@ def after_convert() -> dict[str, Any]:
 
 
 def after_drain() -> dict[str, Any]:
+    leases_lapse()
     run_drain()
     return settle() | {"drain": the_drain().note}
+
+
+def after_clean_up() -> dict[str, Any]:
+    leases_lapse()
+    return settle()
 
 
 def after_commit() -> dict[str, Any]:
@@ -529,6 +560,7 @@ def after_roll_back() -> dict[str, Any]:
     from migration.models import Conversion
     from stores.models import ImageStore
 
+    leases_lapse()
     roll_back()
     audited = AuditEvent.objects.filter(action="conversion.rollback.finish").count()
     stores = sorted(set(ImageStore.objects.values_list("scope", "role", "state")))
@@ -539,6 +571,7 @@ def after_abandon() -> dict[str, Any]:
     from migration.models import Conversion
     from stores.models import ImageStore
 
+    leases_lapse()
     abandon()
     told = settle() | {"state": Conversion.objects.get().state}
     return told | {"roles": sorted(set(ImageStore.objects.values_list("scope", "role", "state")))}
@@ -583,18 +616,12 @@ def after_undelete() -> dict[str, Any]:
 
 
 def after_retire() -> dict[str, Any]:
-    """The leases of the dead are over."""
-    from django.utils import timezone
-
-    from migration.models import Decommission, Verification
-
-    past = timezone.now() - timedelta(seconds=1)
-    for model in (Decommission, Verification):
-        model.objects.exclude(lease_until=None).update(lease_until=past)
+    leases_lapse()
     return {"retired": retire()} | settle()
 
 
 def after_check() -> dict[str, Any]:
+    leases_lapse()
     return {"findings": check()} | settle()
 
 
@@ -628,6 +655,7 @@ STAGES = {
         after_scan,
         after_convert,
         after_drain,
+        after_clean_up,
         after_commit,
         after_roll_back,
         after_abandon,

@@ -28,7 +28,7 @@ STAGES = {
     "convert": ("scanned", "convert", "after_convert", False),
     "drain": ("draining", "run_drain", "after_drain", False),
     "fail": ("draining", "pump", "after_fail", True),
-    "cancel": ("cancelled", "clean_up", "settle", False),
+    "cancel": ("cancelled", "clean_up", "after_clean_up", False),
     "commit": ("drained", "commit", "after_commit", False),
     "rollback": ("born", "roll_back", "after_roll_back", True),
     "abandon": ("born", "abandon", "after_abandon", True),

@@ -20,6 +20,14 @@ pytestmark = [pytest.mark.live, pytest.mark.crash]
 
 SLOW = 2 << 20
 """Bytes per second: the large file is under way for 20 seconds."""
+IMPATIENT = """
+import django; django.setup()
+from django.core.management import call_command
+from stores.management.commands import worker
+worker._SILENCE_SECONDS = 12.0
+call_command("worker")
+"""
+"""A worker that waits for a silent queue cluster no longer than it takes to start one on a busy machine."""
 
 
 @pytest.fixture
@@ -59,8 +67,8 @@ def hurry(ground: Ground) -> None:
         connection.commit()
 
 
-def start_worker(ground: Ground, environment) -> Machine:
-    machine = Machine.worker(environment, ground.folder / f"worker-{uuid.uuid4().hex[:6]}.log")
+def start_worker(ground: Ground, environment, *program: str) -> Machine:
+    machine = Machine(program or ["manage.py", "worker"], environment, ground.folder / f"worker-{uuid.uuid4().hex[:6]}.log")
     wait_for(machine.queue_workers, "the queue cluster", machine)
     return machine
 
@@ -82,7 +90,7 @@ def assert_complete(ground: Ground) -> None:
 
 
 def test_drain_completes_when_all_idle_queue_workers_are_killed_before_it(ground, environment):
-    with start_worker(ground, environment) as machine:
+    with start_worker(ground, environment, "-c", IMPATIENT) as machine:
         idle = machine.queue_workers()
         wait_for(lambda: ask(ground, "SELECT 1 FROM stores_workerreach WHERE ok"), "the stores to be reached", machine)
         for pid in idle:
@@ -107,9 +115,9 @@ def test_killed_supervisor_takes_its_cluster_along_and_the_next_worker_goes_on(g
         start_drain(ground)
         copying(ground, machine)
         kill(machine.pid)
+        hurry(ground)  # for they end with what they are at
         took = wait_for(lambda: not machine.processes(), "its processes to end", machine)
         print(f"the killed supervisor's processes were gone after {took:.1f} s")
-    hurry(ground)
     with start_worker(ground, environment) as machine:
         wait_for(lambda: finished(ground), "the drain", machine)
     assert_complete(ground)
