@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.demo.build import Scale, build_region
+from tests.servers.migrated import MigratedDatabases
 from tests.servers.process import REPOSITORY, ProcessGroup, free_ports
 
 CHROMIUM = "/usr/bin/chromium"
@@ -34,8 +35,11 @@ FLAGS = [
 PASSWORD = "a rather long password"
 EXPORTS = {"zone1": "filer1:/export/secondary", "zone2": "filer2:/export/secondary"}
 
-ADD_USER = """
+PREPARE = """
+import django; django.setup()
 import os
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
 from cloudstorage.actors import cli_actor
 from cloudstorage.people import add_user
 add_user(actor=cli_actor(), name="ada", role="storage-admin", password=os.environ["PASSWORD"])
@@ -54,8 +58,9 @@ class Installation:
 
 
 @pytest.fixture
-def installation(tmp_path: Path, swift_server: Any) -> Iterator[Installation]:
+def installation(tmp_path: Path, swift_server: Any, migrated: MigratedDatabases) -> Iterator[Installation]:
     """An empty cloud with exports that nobody told it of; stopped with the test."""
+    migrated.sqlite(tmp_path / "data" / "cloud.sqlite3")
     with installed(tmp_path, swift_server) as found:
         yield found
 
@@ -78,8 +83,8 @@ def installed(tmp_path: Path, swift_server: Any, scale: Scale = "tiny") -> Itera
         "PASSWORD": PASSWORD,
     }
     manage = [sys.executable, "manage.py"]
-    for arguments in (["migrate", "--verbosity", "0"], ["shell", "-c", ADD_USER]):
-        subprocess.run([*manage, *arguments], cwd=REPOSITORY, env={**os.environ, **environment}, check=True, capture_output=True)
+    prepare = [sys.executable, "-c", PREPARE]
+    subprocess.run(prepare, cwd=REPOSITORY, env={**os.environ, **environment}, check=True, capture_output=True)
     bucket = re.sub(r"[^a-z0-9]+", "-", f"console-{tmp_path.name}".lower()).strip("-")
     _make_bucket(swift_server, bucket)
     servers = ProcessGroup("installation", tmp_path / "logs")
@@ -91,7 +96,7 @@ def installed(tmp_path: Path, swift_server: Any, scale: Scale = "tiny") -> Itera
         servers.wait_until(lambda: _answers(f"{url}/login/"), "the console")
         yield Installation(url, swift_server, bucket, exports)
     finally:
-        servers.stop()
+        servers.kill()  # nothing of it is looked at again
 
 
 def _make_bucket(swift: Any, bucket: str) -> None:
