@@ -46,7 +46,6 @@ def when_free(scan: Callable[[], Any]) -> Any:
 def first(folder: str, zones: list[str], target: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
     """Adopt, convert, go half-way and home again, convert once more, drain, delete, commit, retire an export, register: everything
     that a second life must find as it was."""
-    migrate()
     from cloudstorage.actors import cli_actor
     from stores.models import KINDS, ImageStore, Kind, Snapshot, Template, Volume
     from stores.services import items, journal, uploads
@@ -95,12 +94,6 @@ def first(folder: str, zones: list[str], target: dict[str, Any], numbers: dict[s
     cloud = str(Installation.get().uuid)
     told = {"late": str(late.item.uuid), "hidden": str(parent.uuid), "gone": str(gone.uuid)}
     return {"rows": known, "cloud": cloud, "home": home, "retired": retired, **told}
-
-
-def migrate() -> None:
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
 
 
 def a_worker() -> int:
@@ -288,7 +281,6 @@ def columns(row: Any, *, without: set[str]) -> dict[str, Any]:
 
 def second(target: dict[str, Any], cloud: str) -> dict[str, Any]:
     """An empty database takes the store over and scans it, twice; then everything is read."""
-    migrate()
     from cloudstorage.actors import cli_actor
     from cloudstorage.errors import ServiceError
     from migration import verify
@@ -348,7 +340,6 @@ def before(folder: str, target: dict[str, Any], file: str) -> dict[str, Any]:
     """Half a drain and a backup in the middle of it, while somebody writes; then the life goes on: all is drained, one item is
     deleted, another is born. What a late worker holds is told.
     """
-    migrate()
     from django.core.management import call_command
 
     from cloudstorage.actors import cli_actor

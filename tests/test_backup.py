@@ -48,8 +48,8 @@ def test_the_key_ring_is_in_the_archive_only_under_the_passphrase(archive, tmp_p
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_backup_that_was_killed_leaves_nothing_that_could_be_taken_for_one(tmp_path):
-    environment = {"DATABASE_URL": f"sqlite:///{tmp_path / 'cloud.sqlite3'}", "CLOUDSTORAGE_DATA_DIR": str(tmp_path)}
+def test_a_backup_that_was_killed_leaves_nothing_that_could_be_taken_for_one(tmp_path, migrated):
+    environment = {"DATABASE_URL": migrated.sqlite(tmp_path / "cloud.sqlite3"), "CLOUDSTORAGE_DATA_DIR": str(tmp_path)}
     path = tmp_path / "cloud.backup"
 
     def command(*words: str, **more: str) -> int:
@@ -58,7 +58,6 @@ def test_a_backup_that_was_killed_leaves_nothing_that_could_be_taken_for_one(tmp
             line, cwd=REPOSITORY, env=os.environ | environment | more, check=False, capture_output=True
         ).returncode
 
-    assert command("migrate") == 0
     assert command("backup", str(path), "--without-key-ring", CLOUDSTORAGE_CRASH_AT="backup.written") == -9
     assert not path.exists()
     assert command("backup", str(path), "--without-key-ring") == 0

@@ -46,7 +46,7 @@ def run(tmp_path) -> Run:
         folder = tmp_path / life
         folder.mkdir(exist_ok=True)
         environment = {
-            "DATABASE_URL": database or f"sqlite:///{folder / 'region.sqlite3'}",
+            "DATABASE_URL": database,
             "CLOUDSTORAGE_DATA_DIR": str(folder),
             "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
             "CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK": "true",
@@ -72,17 +72,18 @@ def run(tmp_path) -> Run:
 
 @pytest.mark.parametrize(("provider", "database"), [("S3", "sqlite"), ("Swift", "postgres")])
 def test_all_rows_come_back_from_the_store_alone_when_the_database_is_lost(
-    request, region, run, swift_server, tmp_path, provider, database
+    request, region, run, swift_server, migrated, tmp_path, provider, database
 ):
     if provider == "S3":
         target = {"provider": "S3", "url": "", "details": details_of(swift_server, new_bucket(swift_server))}
     else:
         details = {"username": swift_server.username, "key": swift_server.key, "container": f"images-{uuid.uuid4()}"}
         target = {"provider": "Swift", "url": swift_server.auth_url, "details": details}
-    urls = ["", ""]
     if database == "postgres":
         server = request.getfixturevalue("postgres_server")
-        urls = [server.create_database(f"life_{number}_{uuid.uuid4().hex[:8]}") for number in ("one", "two")]
+        urls = [migrated.postgres(server, f"life_{number}_{uuid.uuid4().hex[:8]}") for number in ("one", "two")]
+    else:
+        urls = [migrated.sqlite(tmp_path / number / "region.sqlite3") for number in ("one", "two")]
     copy = tmp_path / "exports"
     subprocess.run(["cp", "-a", "--reflink=auto", str(region.root), str(copy)], check=True)
 
@@ -133,23 +134,23 @@ def test_all_rows_come_back_from_the_store_alone_when_the_database_is_lost(
 
 
 @pytest.mark.parametrize(("source", "target"), [("sqlite", "postgres"), ("postgres", "sqlite")])
-def test_an_older_backup_comes_back_in_line_with_its_stores(request, run, tmp_path, moto_server, source, target):
+def test_an_older_backup_comes_back_in_line_with_its_stores(
+    run, tmp_path, moto_server, postgres_server, migrated, source, target
+):
     """Restored on the other database each time: so both are written and read, and the format hides neither."""
-    server = request.getfixturevalue("postgres_server")
-
-    def database(kind: str, life: str) -> str:
-        if kind == "postgres":
-            return server.create_database(f"backup_{life}_{uuid.uuid4().hex[:8]}")
-        return f"sqlite:///{tmp_path / life}.sqlite3"
+    name = f"backup_{uuid.uuid4().hex[:8]}"
+    if source == "postgres":
+        full, empty = migrated.postgres(postgres_server, name), f"sqlite:///{tmp_path / 'new.sqlite3'}"
+    else:
+        full, empty = migrated.sqlite(tmp_path / "old.sqlite3"), postgres_server.create_database(name)
 
     store = {"provider": "S3", "url": "", "details": details_of(moto_server, new_bucket(moto_server))}
     file = str(tmp_path / "cloud.backup")
-    old = run(database(source, "old"), "old", "before", folder=str(tmp_path), target=store, file=file)
-    place = database(target, "new")
+    old = run(full, "old", "before", folder=str(tmp_path), target=store, file=file)
     if target == "sqlite":
         for death in ("restore.ring-placed", "restore.before-commit", "restore.loaded"):
-            run(place, "new", "after", die_at=death, file=file, late=old["late"])
-    new = run(place, "new", "after", file=file, late=old["late"])
+            run(empty, "new", "after", die_at=death, file=file, late=old["late"])
+    new = run(empty, "new", "after", file=file, late=old["late"])
 
     assert old["written_meanwhile"] > 5
     zones, accounts = new["pairs"]

@@ -88,12 +88,12 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
+def site(tmp_path_factory, migrated) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     environment = {
         **os.environ,
         "CLOUDSTORAGE_DATA_DIR": str(folder / "data"),
-        "DATABASE_URL": f"sqlite:///{folder / 'data' / 'db.sqlite3'}",
+        "DATABASE_URL": migrated.sqlite(folder / "data" / "db.sqlite3"),
         "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
         "CLOUDSTORAGE_QUEUE_MUTED": "true",
         "CLOUDSTORAGE_SECRET_KEYS_FILE": str(folder / "data" / "keys"),
@@ -102,7 +102,6 @@ def site(tmp_path_factory) -> Iterator[Site]:
     volume = folder / "export/volumes/2/7"
     volume.mkdir(parents=True)
     (volume / "disk.raw").write_bytes(random.Random(7).randbytes(SIZE))
-    assert found.run("migrate", "-v0").returncode == 0
     found.tell("zone_add", "east")
     found.tell("store_add", "--provider", "NFS", "--url", f"nfs://localhost{folder}/export", "--zone", "east", "--name", "nfs")
     assert found.tell("store_scan", "nfs")["adopted"] == 1

@@ -10,11 +10,12 @@ from tests.crash.ground import Ground
 
 
 @pytest.fixture(scope="session")
-def converted(server_directory, swift_server) -> Iterator[Ground]:
+def converted(server_directory, swift_server, migrated) -> Iterator[Ground]:
     """States `empty`, `added`, `scanned` and `converted`, and the checkpoints reached on the way."""
     folder = server_directory / "crash"
     folder.mkdir()
     with Ground(folder, swift_server) as ground:
+        migrated.sqlite(ground.data / "db.sqlite3")
         ground.must("migrate")
         ground.save("empty")
         ground.reached["store_add"] = ground.trace("store_add")

@@ -24,9 +24,6 @@ ROUNDS_AFTER = 1
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloudstorage.settings")
     django.setup()
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
     print(json.dumps(move(Path(sys.argv[1]), json.loads(sys.argv[2]))), flush=True)
 
 

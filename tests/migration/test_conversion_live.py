@@ -50,15 +50,19 @@ def program(tmp_path):
 
 
 @pytest.fixture
-def postgres(postgres_server) -> str:
-    return postgres_server.create_database(f"convert_{uuid.uuid4().hex[:8]}")
+def postgres(postgres_server, migrated) -> str:
+    return migrated.postgres(postgres_server, f"convert_{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def sqlite(tmp_path, migrated) -> str:
+    return migrated.sqlite(tmp_path / "region.sqlite3")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def run(request, tmp_path, program, target):
+def run(request, program, target):
     """Converts so many items under load, on each database."""
-    sqlite = f"sqlite:///{tmp_path / 'region.sqlite3'}"
-    database = request.getfixturevalue("postgres") if request.param == "postgres" else sqlite
+    database = request.getfixturevalue(request.param)
     return lambda items, **environment: program(database, "convert", str(items), json.dumps(target), **environment)
 
 

@@ -16,10 +16,10 @@ from tests.servers.process import REPOSITORY
 pytestmark = [pytest.mark.live, pytest.mark.db]
 
 
-def test_every_item_reads_as_before_its_adoption_at_every_moment_of_the_drain(tmp_path, swift_server):
+def test_every_item_reads_as_before_its_adoption_at_every_moment_of_the_drain(tmp_path, swift_server, migrated):
     region = build_region(tmp_path / "region", scale="tiny")
     environment = {
-        "DATABASE_URL": f"sqlite:///{tmp_path / 'region.sqlite3'}",
+        "DATABASE_URL": migrated.sqlite(tmp_path / "region.sqlite3"),
         "CLOUDSTORAGE_DATA_DIR": str(tmp_path),
         "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",
         "CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK": "true",

@@ -6,17 +6,16 @@ import json
 
 import pytest
 
-from tests.migration.test_conversion_live import postgres, program, target
+from tests.migration.test_conversion_live import postgres, program, sqlite, target
 
-__all__ = ["postgres", "program", "target"]
+__all__ = ["postgres", "program", "sqlite", "target"]
 
 pytestmark = [pytest.mark.live, pytest.mark.db]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def database(request, tmp_path) -> str:
-    sqlite = f"sqlite:///{tmp_path / 'region.sqlite3'}"
-    return request.getfixturevalue("postgres") if request.param == "postgres" else sqlite
+def database(request) -> str:
+    return request.getfixturevalue(request.param)
 
 
 def test_nothing_is_lost_when_others_work_while_the_region_goes_home(database, program, target):

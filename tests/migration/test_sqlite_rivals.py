@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.migrated import MigratedDatabases
+
 pytestmark = pytest.mark.db
 
 PROGRAM = """
@@ -16,9 +18,7 @@ import sqlite3
 from pathlib import Path
 import django; django.setup()
 from django.conf import settings
-from django.core.management import call_command
 from django.utils import timezone
-call_command("migrate", verbosity=0)
 from cloudstorage.actors import SYSTEM
 from migration import homeward
 from migration.models import Conversion, ConversionStore
@@ -65,10 +65,10 @@ print(home, scan_store(actor=SYSTEM, store=store).missing.count)
 """
 
 
-def test_loops_over_many_refs_write_although_others_have_written(tmp_path: Path) -> None:
+def test_loops_over_many_refs_write_although_others_have_written(tmp_path: Path, migrated: MigratedDatabases) -> None:
     settings = {
         "DJANGO_SETTINGS_MODULE": "cloudstorage.settings",
-        "DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3",
+        "DATABASE_URL": migrated.sqlite(tmp_path / "db.sqlite3"),
         "CLOUDSTORAGE_DATA_DIR": str(tmp_path),
         "CLOUDSTORAGE_QUEUE_MUTED": "true",
         "CLOUDSTORAGE_ALLOW_PLAIN_EXPORTS": "true",

@@ -21,6 +21,7 @@ from typing import Any
 
 import django
 
+from stores.drivers.base import MiB
 from stores.states import READABLE
 
 SETTLE_OPERATIONS = 30
@@ -30,6 +31,9 @@ SETTLE_OPERATIONS = 30
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloudstorage.settings")
     django.setup()
+    from migration import sampling
+
+    sampling.WRITE_SIZE = MiB
     if sys.argv[1] == "traffic":
         print(json.dumps(traffic(int(sys.argv[2]))), flush=True)
     elif sys.argv[1] == "hold":
@@ -146,15 +150,12 @@ class Traffic:
 
 
 def convert_under_load(items: int, target: dict[str, Any]) -> dict[str, Any]:
-    from django.core.management import call_command
-
     from cloudstorage.actors import cli_actor
     from migration.conversion import convert
     from migration.preflight import preflight
     from stores.models import Account
     from tests.migration.region import Region
 
-    call_command("migrate", verbosity=0)
     actor = cli_actor()
     region = Region(actor, Path(os.environ["CLOUDSTORAGE_DATA_DIR"]) / "exports")
     region.account = Account.objects.create(id=2, account_name="acme")
@@ -204,8 +205,6 @@ def convert_under_load(items: int, target: dict[str, Any]) -> dict[str, Any]:
 
 def roll_back_under_load(target: dict[str, Any]) -> dict[str, Any]:
     """Convert, let two processes use the cloud, go home while they do; they go on afterwards."""
-    from django.core.management import call_command
-
     from cloudstorage.actors import cli_actor
     from migration import rollback
     from migration.conversion import convert
@@ -215,7 +214,6 @@ def roll_back_under_load(target: dict[str, Any]) -> dict[str, Any]:
     from stores.worker import Pump
     from tests.migration.region import Region
 
-    call_command("migrate", verbosity=0)
     actor = cli_actor()
     region = Region(actor, Path(os.environ["CLOUDSTORAGE_DATA_DIR"]) / "exports")
     region.account = Account.objects.create(id=2, account_name="acme")
@@ -321,7 +319,6 @@ def hold_refs() -> None:
 
 def convert_across_held_refs(target: dict[str, Any]) -> dict[str, Any]:
     """Convert while another holds one table of refs and comes to want another: what becomes of both (PostgreSQL)."""
-    from django.core.management import call_command
     from django.db import connection
 
     from cloudstorage.actors import cli_actor
@@ -330,7 +327,6 @@ def convert_across_held_refs(target: dict[str, Any]) -> dict[str, Any]:
     from migration.preflight import preflight
     from tests.migration.region import Region, changed, dump
 
-    call_command("migrate", verbosity=0)
     actor = cli_actor()
     region = Region(actor, Path(os.environ["CLOUDSTORAGE_DATA_DIR"]) / "exports")
     region.add_zone("east")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from typing import TypeVar
 import pytest
 
 from tests.servers.keystone import KeystoneServer
+from tests.servers.migrated import MigratedDatabases
 from tests.servers.moto import MotoServer
 from tests.servers.mounts import BindMount
 from tests.servers.postgres import PostgresServer
@@ -19,6 +21,18 @@ from tests.servers.proxy import LoggingHttpProxy, TcpProxy
 from tests.servers.swift import SwiftServer
 
 Proxy = TypeVar("Proxy", TcpProxy, LoggingHttpProxy)
+
+
+Server = TypeVar("Server", SwiftServer, KeystoneServer)
+
+
+@contextmanager
+def until_killed(server: Server) -> Iterator[Server]:
+    """Started, and not asked to end: they wait for connections that clients keep open, and what they hold is thrown away."""
+    try:
+        yield server.start()
+    finally:
+        server.kill()
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ def server_directory() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def swift_server(server_directory: Path) -> Iterator[SwiftServer]:
     """Swift with auth v1 and S3. Whoever stops, kills or freezes it starts it again."""
-    with SwiftServer(server_directory / "swift") as server:
+    with until_killed(SwiftServer(server_directory / "swift")) as server:
         yield server
 
 
@@ -49,8 +63,8 @@ def swift_server(server_directory: Path) -> Iterator[SwiftServer]:
 def keystone_swift(server_directory: Path) -> Iterator[KeystoneSwift]:
     """Keystone and a second Swift of its own behind it."""
     with (
-        KeystoneServer(server_directory / "keystone") as keystone,
-        SwiftServer(server_directory / "keystone-swift", keystone=keystone) as swift,
+        until_killed(KeystoneServer(server_directory / "keystone")) as keystone,
+        until_killed(SwiftServer(server_directory / "keystone-swift", keystone=keystone)) as swift,
     ):
         yield KeystoneSwift(keystone, swift)
 
@@ -59,6 +73,13 @@ def keystone_swift(server_directory: Path) -> Iterator[KeystoneSwift]:
 def postgres_server(server_directory: Path) -> Iterator[PostgresServer]:
     with PostgresServer(server_directory / "postgres") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def migrated(server_directory: Path) -> MigratedDatabases:
+    folder = server_directory / "migrated"
+    folder.mkdir()
+    return MigratedDatabases(folder)
 
 
 @pytest.fixture(scope="session")

@@ -102,9 +102,9 @@ class PostgresServer:
             raise
         return self
 
-    def create_database(self, name: str) -> str:
-        """Make one more database; its url."""
-        self._run(["createdb", *self._address(), name], None)
+    def create_database(self, name: str, *, template: str = "") -> str:
+        """Make one more database, empty or as another that nobody is connected to; its url."""
+        self._run(["createdb", *self._address(), *([f"--template={template}"] if template else []), name], None)
         return self.database_url(name)
 
     def stop(self) -> None:

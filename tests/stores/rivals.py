@@ -5,12 +5,14 @@ DATABASE_URL and CLOUDSTORAGE_* say where; exports are folders below CLOUDSTORAG
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import random
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +21,8 @@ from typing import Any
 
 import django
 
+from cloudstorage import checkpoints
+
 DATA = random.Random("rivals").randbytes(17 * 1024 * 1024)
 """Two parts on an export."""
 
@@ -26,14 +30,7 @@ DATA = random.Random("rivals").randbytes(17 * 1024 * 1024)
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloudstorage.settings")
     django.setup()
-    print(json.dumps(globals()[sys.argv[1]]()), flush=True)
-
-
-def migrate() -> str:
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
-    return "done"
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])), flush=True)
 
 
 def at_once(*works: Callable[[], Any]) -> list[str]:
@@ -224,14 +221,28 @@ def add_again() -> str:
     return str(add("again", "export").uuid)
 
 
-def live() -> str:
+def die_and_recover(checkpoint: str) -> dict[str, Any]:
+    """An item's life in a fork, which the checkpoint ends; then what the worker's clock does later, in this process."""
+    child = os.fork()
+    if not child:
+        try:
+            os.environ["CLOUDSTORAGE_CRASH_AT"] = checkpoint
+            importlib.reload(checkpoints)  # reads the environment again
+            live()
+        finally:
+            traceback.print_exc()
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return {"died": os.waitstatus_to_exitcode(status)} | recover()
+
+
+def live() -> None:
     """An item's life, in the middle of which a checkpoint may end the process."""
     from stores.services import items
 
     add("nfs", "export")
     delete(register("mortal", DATA).item)
     items.finish_deletes()
-    return "survived"
 
 
 def recover() -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import uuid
@@ -32,7 +31,7 @@ LIVES = {
 """Checkpoint -> items that are readable after a death there; everything else is to be gone without a trace."""
 
 
-def play(scenario: str, folder, database: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def play(folder, database: str, *scenario: str) -> subprocess.CompletedProcess[str]:
     variables = {
         "DATABASE_URL": database,
         "CLOUDSTORAGE_DATA_DIR": str(folder),
@@ -40,8 +39,8 @@ def play(scenario: str, folder, database: str, **environment: str) -> subprocess
         "CLOUDSTORAGE_QUEUE_MUTED": "true",
         "CLOUDSTORAGE_LOG_LEVEL": "WARNING",
     }
-    command = [sys.executable, "-m", "tests.stores.rivals", scenario]
-    everything = os.environ | variables | environment
+    command = [sys.executable, "-m", "tests.stores.rivals", *scenario]
+    everything = os.environ | variables
     return subprocess.run(command, check=False, env=everything, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
 
 
@@ -51,12 +50,12 @@ def told(done: subprocess.CompletedProcess[str]):
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"])
-def test_nothing_is_lost_or_done_twice_when_many_act_at_once(request, engine, tmp_path):
-    database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
+def test_nothing_is_lost_or_done_twice_when_many_act_at_once(request, engine, migrated, tmp_path):
     if engine == "postgres":
-        database = request.getfixturevalue("postgres_server").create_database(f"rivals_{uuid.uuid4().hex[:8]}")
-    told(play("migrate", tmp_path, database))
-    done = play("rivals", tmp_path, database)
+        database = migrated.postgres(request.getfixturevalue("postgres_server"), f"rivals_{uuid.uuid4().hex[:8]}")
+    else:
+        database = migrated.sqlite(tmp_path / "db.sqlite3")
+    done = play(tmp_path, database, "rivals")
     assert told(done) == {
         "stores of one place": [1, 1],
         "stores of one name": [1, 1],
@@ -69,20 +68,11 @@ def test_nothing_is_lost_or_done_twice_when_many_act_at_once(request, engine, tm
     }, done.stderr[-5000:]
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory):
-    """An empty database to copy."""
-    folder = tmp_path_factory.mktemp("migrated")
-    told(play("migrate", folder, f"sqlite:///{folder / 'db.sqlite3'}"))
-    return folder / "db.sqlite3"
-
-
 @pytest.mark.crash
 @pytest.mark.parametrize("checkpoint", LIVES)
 def test_item_is_whole_or_gone_when_the_process_dies(checkpoint, migrated, tmp_path):
-    shutil.copy(migrated, tmp_path / "db.sqlite3")
-    database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
-    died = play("live", tmp_path, database, CLOUDSTORAGE_CRASH_AT=checkpoint)
-    assert died.returncode == -9, f"the checkpoint was never reached: {died.stdout}{died.stderr[-3000:]}"
-    after = told(play("recover", tmp_path, database))
+    database = migrated.sqlite(tmp_path / "db.sqlite3")
+    done = play(tmp_path, database, "die_and_recover", checkpoint)
+    after = told(done)
+    assert after.pop("died") == -9, f"the checkpoint was never reached: {done.stderr[-3000:]}"
     assert after == {"readable": LIVES[checkpoint], "files": LIVES[checkpoint], "wrong counts": 0}

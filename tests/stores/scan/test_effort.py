@@ -39,10 +39,11 @@ def test_query_count_is_the_same_when_a_batch_has_more_items(operator, admin, tm
     assert counts[1] == counts[3]
 
 
-def test_memory_stays_the_same_when_the_store_has_ten_times_the_files(tmp_path):
+def test_memory_stays_the_same_when_the_store_has_ten_times_the_files(tmp_path, migrated):
     peaks = []
     for count in (600, 6_000):
         raw_snapshots(tmp_path / str(count) / "export", count)
+        migrated.sqlite(tmp_path / str(count) / "db.sqlite3")
         done = child(tmp_path / str(count), PEAK)
         assert done.returncode == 0, done.stderr
         adopted, peak = (int(number) for number in done.stdout.split())
@@ -53,8 +54,9 @@ def test_memory_stays_the_same_when_the_store_has_ten_times_the_files(tmp_path):
 
 @pytest.mark.crash
 @pytest.mark.parametrize("seam", ["scan.read:2", "scan.committed:2"])
-def test_next_scan_finishes_the_work_when_the_process_was_killed(tmp_path, seam):
+def test_next_scan_finishes_the_work_when_the_process_was_killed(tmp_path, migrated, seam):
     raw_snapshots(tmp_path / "export", 1500)
+    migrated.sqlite(tmp_path / "db.sqlite3")
     killed = child(tmp_path, PEAK, CLOUDSTORAGE_CRASH_AT=seam)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     refused = child(tmp_path, PEAK)
@@ -73,13 +75,11 @@ print(report.adopted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # KiB
 
 
 def child(root: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code beside the store `root/export` in a process with a database of its own."""
+    """Run code beside the store `root/export` and the database `root/db.sqlite3`, in a process of its own."""
     start = f"""
 import django, resource; django.setup()
 from datetime import timedelta
-from django.core.management import call_command
 from django.db.models.functions import Now
-call_command("migrate", verbosity=0)
 from cloudstorage.actors import SYSTEM
 from stores.models import ImageStore, ScanRun, Zone
 from stores.services.image_stores import add_store
