@@ -53,6 +53,13 @@ def test_an_outage_never_uses_up_the_attempts(running):
     assert Transfer.objects.get().state == TransferState.QUEUED
 
 
+def test_nothing_waits_for_long_when_a_long_outage_is_over(running):
+    _, worker = running
+    for _ in range(20):
+        transfers.fail(claim_one(worker), Unavailable("the filer is rebooting"))
+        assert Transfer.objects.get().next_attempt_at <= timezone.now() + timedelta(seconds=61)
+
+
 def test_an_item_that_takes_every_worker_along_fails_in_the_end(running):
     _, worker = running
     for _ in range(transfers.MAX_ATTEMPTS):

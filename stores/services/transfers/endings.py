@@ -43,6 +43,10 @@ from stores.states import (
 PARENT_FAILED = "parent-failed"
 """Cause of what failed for no other reason than that its parent did."""
 
+_LONGEST_PAUSE = 600
+_LONGEST_PAUSE_OF_OUTAGE = 60
+"""An outage ends without the item's doing, and then nothing is to wait for long; meanwhile pumps avoid the store anyway."""
+
 
 def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequence[Job] = ()) -> set[int]:
     """Make the promises of proven copies true, many in one transaction; returns the transfers that were still ours.
@@ -307,7 +311,8 @@ def fail(job: Job, error: Exception) -> None:
     deleted = models.ref.objects.filter(pk=job.transfer.target_ref_id, state__in=GOING).exists()
     again = again and not deleted
     event = TransferEvent.CANCEL if deleted else TransferEvent.RELEASE if again else TransferEvent.FAIL
-    pause = max(wait, min(600, 5 * 2 ** min(attempts, 10)) * random.uniform(0.5, 1.0)) if again else 0  # noqa: S311 - jitter, not a secret
+    longest = _LONGEST_PAUSE_OF_OUTAGE if outage else _LONGEST_PAUSE
+    pause = max(wait, min(longest, 5 * 2 ** min(attempts, 10)) * random.uniform(0.5, 1.0)) if again else 0  # noqa: S311 - jitter, not a secret
     with transaction.atomic():
         changed = Transfer.objects.filter(pk=job.transfer.pk, epoch=job.epoch, state=TransferState.RUNNING).update(
             state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, event),
