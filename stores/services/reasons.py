@@ -8,7 +8,7 @@ from typing import Any
 
 from stores.models import KINDS, ImageStore, Item, Kind, TemplateZoneRef, Transfer, heavy
 from stores.services.proofs import DAMAGED
-from stores.services.windows import is_open, schedule
+from stores.services.windows import hours
 from stores.states import LIVE_REF_STATES, READABLE, Proof, RefState, Role, TransferState
 
 STORES_SHOWN = 40
@@ -103,8 +103,9 @@ def _under_way(copy: Transfer | None) -> str:
         return f"Its copy failed: {copy.error} {copy.remedy}".strip()
     if copy.state == TransferState.QUEUED and copy.batch is not None and not copy.batch.open:
         return f"Its copy waits, for {copy.batch.name} is not running."
-    if copy.state == TransferState.QUEUED and copy.batch is not None and not is_open(copy.batch.window, copy.batch.time_zone):
-        return f"Its copy waits for the time window {schedule(copy.batch.window, copy.batch.time_zone)}."
+    window = hours(copy.batch.window, copy.batch.time_zone) if copy.batch is not None else None
+    if copy.state == TransferState.QUEUED and window is not None and window.opens:
+        return f"Its copy waits for the time window {window.words}, which opens {window.when}."
     return _COPYING[TransferState(copy.state)]
 
 

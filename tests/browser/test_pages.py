@@ -20,8 +20,9 @@ from migration.states import DrainState
 from stores.models import ImageStore, Transfer, WorkerReach
 from stores.states import TransferState
 from tests.console.access import LOOK, address
-from tests.console.conftest import before, cloud, memory_store, region, sign_in, target
+from tests.console.conftest import CANARY, before, cloud, memory_store, region, sign_in, target
 from tests.factories import make_worker
+from tests.fakes.memory import server_at
 
 __all__ = ["before", "cloud", "memory_store", "region", "sign_in", "target"]
 
@@ -60,9 +61,13 @@ def empty(db: None, sign_in: Any) -> list[str]:
 @pytest.fixture
 def deciding(before: Any, admin: Any, target: dict[str, Any]) -> list[str]:
     """The pages that are there only before a conversion."""
-    report = preflight(actor=admin, **target | {"details": {"password": "secret"}})
-    pages = [reverse(f"console:{name}", args=[report.uuid]) for name in ("rules", "preflight", "review")]
-    return ["/", *pages, "/migration/new/", *(f"/migration/new/?provider={name}" for name in ("Memory", "S3"))]
+    server_at("memory://closed").password = "another"
+    place = target | {"details": {"password": CANARY}}
+    wrong, right = preflight(actor=admin, **place | {"url": "memory://closed"}), preflight(actor=admin, **place)
+    assert (wrong.blockers > 0, right.blockers) == (True, 0)
+    pages = [reverse(f"console:{name}", args=[right.uuid]) for name in ("rules", "preflight", "review")]
+    refused = [reverse(f"console:{name}", args=[wrong.uuid]) for name in ("preflight", "review")]
+    return ["/", *pages, *refused, "/migration/new/", *(f"/migration/new/?provider={name}" for name in ("Memory", "S3"))]
 
 
 @pytest.fixture
@@ -93,9 +98,10 @@ def scene(request: Any, live_server: Any, sign_in: Any) -> Scene:
     """The pages of one moment, without downloads and parts of pages."""
     addresses = request.getfixturevalue(request.param)
     client = sign_in("storage-admin", "auditor")
-    answers = {found: client.get(found) for found in addresses}
-    pages = [found for found, answer in answers.items() if b"".join(answer).lstrip()[:9].lower() == b"<!doctype"]
-    assert {found for found in pages if answers[found].status_code != 200} <= {NOWHERE}, "an error page hides the page itself"
+    answers = {found: b"".join(client.get(found)) for found in addresses}
+    pages = [found for found, answer in answers.items() if answer.lstrip()[:9].lower() == b"<!doctype"]
+    hidden = {found for found in pages if b"error-page" in answers[found]} - {NOWHERE}
+    assert hidden == set(), "an error page is shown instead of the page that is meant"
     return Scene(live_server.url, pages, client.cookies["sessionid"].value)
 
 

@@ -88,6 +88,9 @@ def test_a_closed_window_is_told_with_its_zone_and_when_it_opens_for_the_reader(
             assert "03:15 JST" in page
         assert f"{another_day} 00:00-24:00 (Asia/Kathmandu)" in text(client.get("/migration/"))
     assert "closed now opens" in text(client.get("/migration/"))
+    TransferBatch.objects.update(open=True)
+    item = text(client.get(reverse("console:item", args=["snapshot", cloud.chain[0].uuid])))
+    assert f"waits for the time window {another_day} 00:00-24:00 (Asia/Kathmandu), which opens {another_day} " in item
     Drain.objects.update(state=DrainState.FINISHED)
     assert "Closed now" not in text(client.get("/"))
     assert "closed now" not in text(client.get("/migration/"))
