@@ -588,11 +588,12 @@ def live_drains() -> Any:
 
 
 def expected_end(progress_now: Progress) -> tuple[datetime, datetime] | None:
-    """The ETA as a range of points in time."""
+    """The ETA as a range of points in time, from the opening of its window where that is closed now."""
     if progress_now.eta_low is None or progress_now.eta_high is None:
         return None
-    now = timezone.now()
-    return now + timedelta(seconds=progress_now.eta_low), now + timedelta(seconds=progress_now.eta_high)
+    window = progress_now.window
+    start = window.opens if window is not None and window.opens is not None else timezone.now()
+    return start + timedelta(seconds=progress_now.eta_low), start + timedelta(seconds=progress_now.eta_high)
 
 
 __all__ = [

@@ -139,7 +139,7 @@ def _left(conversion: Conversion, drain: Drain | None, progress: drains.Progress
         text = f"The last drain has ended, and this is still on NFS only: {there}.{again}"
         return _step("Plan the rest", text, "drain_plan", conversion.uuid, who=OPERATOR)
     if failed:
-        text = f"{there} failed and {pluralize(failed, 'is,are')} on NFS only. The page says why, what to do, and tries again."
+        text = f"{failed} item{pluralize(failed)} failed; still on NFS only: {there}. The page says why, and tries again."
         return _step("See what failed", text, "drain", drain.uuid)
     if Transfer.objects.filter(target=target, state__in=LIVE_TRANSFER_STATES).exists():
         text = f"Asked for at once, so on the way without a drain: {there}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -91,6 +92,8 @@ def test_a_closed_window_is_told_with_its_zone_and_when_it_opens_for_the_reader(
     TransferBatch.objects.update(open=True)
     item = text(client.get(reverse("console:item", args=["snapshot", cloud.chain[0].uuid])))
     assert f"waits for the time window {another_day} 00:00-24:00 (Asia/Kathmandu), which opens {another_day} " in item
+    now = replace(drain.progress(cloud.drain), eta_low=60.0, eta_high=120.0)
+    assert drain.expected_end(now)[0] == now.window.opens + timedelta(minutes=1)
     Drain.objects.update(state=DrainState.FINISHED)
     assert "Closed now" not in text(client.get("/"))
     assert "closed now" not in text(client.get("/migration/"))
