@@ -18,6 +18,7 @@ from stores.services import image_stores
 from stores.states import TransferState
 from tests.drivers.s3_cases import details_of, new_bucket
 from tests.migration.under_way import UnderWay, begin
+from tests.servers.fixtures import until_killed
 from tests.servers.swift import SwiftServer
 
 pytestmark = [pytest.mark.db, pytest.mark.live]
@@ -38,13 +39,13 @@ class Account:
 @pytest.fixture(scope="module")
 def rotating(server_directory) -> Iterator[SwiftServer]:
     """A Swift whose key changes."""
-    with SwiftServer(server_directory / "rotating") as server:
+    with until_killed(SwiftServer(server_directory / "rotating")) as server:
         yield server
 
 
 def change_key(server: SwiftServer) -> str:
     """Nobody gets in with the former key, nor with a token that it was good for."""
-    server.stop()
+    server.kill()
     server.key = server.secret_key = uuid.uuid4().hex
     server.start()
     return server.key
@@ -77,7 +78,7 @@ def by_keystone(request) -> Account:
 
     def rotate() -> str:
         keystone.change_password(keystone.username, new := uuid.uuid4().hex)
-        both.swift.stop()  # for it remembers for minutes what Keystone said of a token
+        both.swift.kill()  # for it remembers for minutes what Keystone said of a token
         both.swift.start()
         return new
 

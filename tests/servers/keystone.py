@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,9 +87,8 @@ class KeystoneServer:
         (self.directory / "keystone.conf").write_text(
             _CONFIGURATION.format(directory=self.directory, url=self.auth_url.removesuffix("/v3"))
         )
-        if not self._ids:
-            self._bootstrap()
-        serve = [servers_program("python"), "-P", _LAUNCHER, str(self._port)]
+        commands = [] if self._ids else self._first_commands()
+        serve = [servers_program("python"), "-P", _LAUNCHER, str(self._port), *map(json.dumps, commands)]
         self._group.start("keystone", serve, env=self._environment())
         try:
             self._group.wait_until(self._answers, "Keystone answers", timeout)
@@ -151,10 +149,12 @@ class KeystoneServer:
                 self._call("POST", "/endpoints", headers, {"endpoint": endpoint})
 
     def _environment(self) -> dict[str, str]:
-        return {"OS_KEYSTONE_CONFIG_FILES": str(self.directory / "keystone.conf")}
+        # The password by environment, because the command line is readable by everyone on the machine.
+        configuration = str(self.directory / "keystone.conf")
+        return {"OS_KEYSTONE_CONFIG_FILES": configuration, "OS_BOOTSTRAP_PASSWORD": self.admin_password}
 
-    def _bootstrap(self) -> None:
-        manage, configuration = servers_program("keystone-manage"), str(self.directory / "keystone.conf")
+    def _first_commands(self) -> list[list[str]]:
+        """What `keystone-manage` has to do before Keystone is served for the first time; the keys are made here."""
         bootstrap = ["--bootstrap-username", self.admin_username, "--bootstrap-project-name", self.admin_project]
         bootstrap += ["--bootstrap-region-id", self.region, "--bootstrap-public-url", self.auth_url]
         bootstrap += ["--bootstrap-internal-url", self.auth_url]
@@ -163,17 +163,8 @@ class KeystoneServer:
             (self.directory / keys).mkdir(mode=0o700, exist_ok=True)
             for name in "01":
                 (self.directory / keys / name).write_bytes(base64.urlsafe_b64encode(os.urandom(32)))
-        for arguments in (["db_sync"], ["bootstrap", *bootstrap]):
-            done = subprocess.run(
-                [manage, "--config-file", configuration, *arguments],
-                capture_output=True,
-                text=True,
-                check=False,
-                # By environment, because the command line is readable by everyone on the machine.
-                env=os.environ | self._environment() | {"OS_BOOTSTRAP_PASSWORD": self.admin_password},
-            )
-            if done.returncode:
-                raise ServerError(f"keystone-manage {arguments[0]} failed ({done.returncode}):\n{done.stderr[-4000:]}")
+        file = ["--config-file", str(self.directory / "keystone.conf")]
+        return [[*file, "db_sync"], [*file, "bootstrap", *bootstrap]]
 
     def _make_project_and_users(self) -> str:
         headers = {"X-Auth-Token": self._admin_token()}
