@@ -28,8 +28,8 @@ from tests.soak.clock import ProcessClock
 pytestmark = [pytest.mark.live, pytest.mark.crash]
 
 SMALL = 60
-SLOW = 2 * MiB
-"""Bytes per second: the large file is under way for a while."""
+SLOW = 3 * MiB
+"""Bytes per second: the large file is under way for 13 s, and its first part has arrived after 5."""
 SAVED = "saved"
 
 
@@ -238,7 +238,7 @@ def rotate(site) -> Iterator[Callable[[], str]]:
     swift, former = site.ground.swift, site.ground.swift.key
 
     def change(key: str) -> str:
-        swift.stop()
+        swift.kill()
         swift.key = swift.secret_key = key
         swift.start()
         site.ground.s3 = s3_client(swift)
