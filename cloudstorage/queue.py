@@ -24,22 +24,25 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _CHANNEL = "cloudstorage_queue"
+_CLUSTER_ENV = "CLOUDSTORAGE_QUEUE_CLUSTER"
+"""In a cluster's processes its name."""
 _LOOK_SECONDS = 0.2
 """How often a queue is looked at in a database that tells of nothing."""
 _HEAR_SECONDS = 0.5
 """How often in one that does: what it tells may be lost, as by a pool of connections before it."""
 
 
-def wake(task: str, number: int = 0) -> None:
-    """After the present transaction commits, ask the queue to run the function at dotted path `task` with one integer."""
-    transaction.on_commit(lambda: _ring(task, number))
+def wake(task: str, number: int = 0, *, cluster: str = "") -> None:
+    """After the present transaction commits, ask the queue to run the function at dotted path `task` with one integer; where a
+    `cluster` is named, by that one and no other."""
+    transaction.on_commit(lambda: _ring(task, number, cluster))
 
 
-def _ring(task: str, number: int) -> None:
+def _ring(task: str, number: int, cluster: str) -> None:
     if settings.QUEUE_MUTED:
         return
     try:
-        async_task(task, number)
+        async_task(task, number, broker=get_broker(_key_of(cluster)))
     except Exception:
         log.exception("the queue did not take %s(%s); the worker's own clock will find the work", task, number)
 
@@ -47,6 +50,7 @@ def _ring(task: str, number: int) -> None:
 class Bell(ORM):  # type: ignore[misc]  # django-q2 has no types
     """The queue as rows of the database; PostgreSQL tells who waits for them at once."""
 
+    list_key: str | None
     _heard: Any = None
     """The connection that listens."""
 
@@ -60,7 +64,7 @@ class Bell(ORM):  # type: ignore[misc]  # django-q2 has no types
     def dequeue(self) -> Any:
         if connection.vendor == "postgresql":
             self._listen()
-        if tasks := super().dequeue():  # after it listens: what comes between the two is told
+        if tasks := self._fetch():  # after it listens: what comes between the two is told
             return tasks
         if self._heard is None or connection.connection is not self._heard:
             time.sleep(_LOOK_SECONDS)
@@ -68,6 +72,19 @@ class Bell(ORM):  # type: ignore[misc]  # django-q2 has no types
             for _ in self._heard.notifies(timeout=_HEAR_SECONDS, stop_after=1):
                 pass
         return None
+
+    def _fetch(self) -> Any:
+        """What is for our cluster alone before what is for any: PostgreSQL tells those first that have listened longest, so a new
+        cluster would get nothing of what all are asked."""
+        shared = self.list_key
+        if own := os.environ.get(_CLUSTER_ENV):
+            self.list_key = own
+            try:
+                if tasks := super().dequeue():
+                    return tasks
+            finally:
+                self.list_key = shared
+        return super().dequeue()
 
     def _listen(self) -> None:
         connection.ensure_connection()
@@ -77,20 +94,25 @@ class Bell(ORM):  # type: ignore[misc]  # django-q2 has no types
             self._heard = connection.connection
 
 
-def pending() -> int:
-    """Messages that no cluster has fetched yet."""
-    return int(get_broker().queue_size())
+def _key_of(cluster: str) -> str | None:
+    """Where a cluster's own messages lie; Redis gives those for any to who has waited longest, and needs no other place."""
+    return cluster if cluster and "redis" not in settings.Q_CLUSTER else None
+
+
+def pending(cluster: str = "") -> int:
+    """Messages that nobody has fetched yet: those for a cluster alone, or those for any."""
+    return int(get_broker(_key_of(cluster)).queue_size())
 
 
 def _die_with_parent(signal_number: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
-def start_cluster(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start_cluster(name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a queue cluster as a child in a process group of its own; it stops when this process dies."""
     return subprocess.Popen(  # noqa: S603 - our own interpreter and command
         [sys.executable, str(settings.BASE_DIR / "manage.py"), "qcluster"],
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, _CLUSTER_ENV: name},
         start_new_session=True,
         preexec_fn=lambda: _die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - one prctl call, no locks taken
     )

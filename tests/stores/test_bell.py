@@ -6,7 +6,9 @@ import threading
 
 import pytest
 from django.db import connections
+from django_q.brokers import get_broker
 from django_q.brokers.orm import ORM
+from django_q.signing import SignedPackage
 
 from cloudstorage import queue
 
@@ -31,3 +33,21 @@ def test_message_reaches_who_waits_for_it(monkeypatch):
     queue.Bell("bell").enqueue("message")
     waiting.join(60)
     assert [message for _, message in found] == ["message"]
+
+
+def test_message_for_one_cluster_is_taken_by_no_other(monkeypatch):
+    monkeypatch.setattr(queue, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(queue, "_HEAR_SECONDS", 0)
+    monkeypatch.setattr(queue.settings, "QUEUE_MUTED", False)
+    queue.wake("stores.tasks.pump", cluster="late")
+    assert (queue.pending("late"), queue.pending("early")) == (1, 0)
+
+    def found(cluster: str) -> list[str]:
+        monkeypatch.setenv("CLOUDSTORAGE_QUEUE_CLUSTER", cluster)
+        messages = get_broker().dequeue() or []
+        return [SignedPackage.loads(message)["func"] for _, message in messages]
+
+    assert found("early") == []
+    assert found("late") == ["stores.tasks.pump"]
+    queue.wake("stores.tasks.run_scans")
+    assert found("early") == ["stores.tasks.run_scans"]

@@ -145,7 +145,7 @@ class Command(ServiceCommand):
                     log.exception("the database did not answer; trying again")
                     continue
                 if waits and at_work < settings.QUEUE_WORKERS:
-                    self._ring(settings.QUEUE_WORKERS - at_work)
+                    self._ring(worker, settings.QUEUE_WORKERS - at_work)
                 waiting_since = None if seen or not waits else waiting_since or time.monotonic()
                 silent = waiting_since is not None and time.monotonic() - waiting_since > _SILENCE_SECONDS
                 if cluster.poll() is not None or silent:
@@ -161,7 +161,7 @@ class Command(ServiceCommand):
 
     @staticmethod
     def _start(worker: Worker) -> subprocess.Popen[bytes]:
-        return queue.start_cluster({WORKER_ENV: str(worker.pk)})
+        return queue.start_cluster(str(worker.uuid), {WORKER_ENV: str(worker.pk)})
 
     @staticmethod
     def _look(worker: Worker) -> tuple[bool, int, bool]:
@@ -176,11 +176,12 @@ class Command(ServiceCommand):
         return waits, transfers.pumps_at_work(worker.pk), seen
 
     @staticmethod
-    def _ring(missing: int) -> None:
+    def _ring(worker: Worker, missing: int) -> None:
         """Wake so many of our processes, but never pile messages up behind busy or dead ones."""
-        if queue.pending() < settings.QUEUE_WORKERS:
+        cluster = str(worker.uuid)
+        if queue.pending(cluster) < settings.QUEUE_WORKERS:
             for _ in range(missing):
-                queue.wake(transfers.PUMP)
+                queue.wake(transfers.PUMP, cluster=cluster)
 
     @staticmethod
     def _stop(worker: Worker, cluster: subprocess.Popen[bytes]) -> None:
