@@ -316,7 +316,7 @@ def workers_up(bench: Bench, database: str, environment: dict[str, str], count: 
     processes = int(environment.get("CLOUDSTORAGE_QUEUE_WORKERS", "2"))
     with psycopg.connect(database, autocommit=True) as connection:
         reach = "SELECT count(*) FROM stores_workerreach r JOIN stores_worker w ON w.id = worker_id WHERE ok AND stopped IS NULL"
-        machines = [Machine.worker(environment, bench.folder / f"worker{number}.log") for number in range(count)]
+        machines = [start_worker(bench, environment) for _ in range(count)]
         try:
             wait_for(lambda: scalar(connection, reach) == 2 * count, "the workers to reach both stores", *machines)
             for machine in machines:
@@ -325,6 +325,10 @@ def workers_up(bench: Bench, database: str, environment: dict[str, str], count: 
         finally:
             for machine in machines:
                 machine.kill_all()
+
+
+def start_worker(bench: Bench, environment: dict[str, str]) -> Machine:
+    return Machine.worker(environment, bench.folder / f"worker{uuid.uuid4().hex[:6]}.log")
 
 
 def queue_is_up(machine: Machine, processes: int) -> bool:
@@ -359,7 +363,7 @@ def drain(
             time.sleep(0.04)
             if time.monotonic() - looked > 1:  # what the bench asks uses the cores and the database, too
                 looked = time.monotonic()
-                _refuse_failures(connection, machines, looked - started > seconds)
+                refuse_failures(connection, machines, looked - started > seconds)
         elapsed = time.monotonic() - started
         used = cpu_seconds(roots) - cpu
         database_used = cpu_seconds([bench.postgres_pid()]) - database_cpu
@@ -368,9 +372,10 @@ def drain(
         return Run(elapsed, used, " and ".join(proof for (proof,) in proofs), database_used, watch.peak if watch else 0)
 
 
-def _refuse_failures(connection: psycopg.Connection[Any], machines: list[Machine], late: bool) -> None:
+def refuse_failures(connection: psycopg.Connection[Any], machines: list[Machine], late: bool) -> None:
+    """RuntimeError with the workers' logs when a copy failed, the drain was paused, or it is `late`."""
     failed = connection.execute("SELECT error FROM stores_transfer WHERE state = 'Failed' LIMIT 1").fetchone()
     stopped = connection.execute("SELECT note FROM migration_drain WHERE state = 'Paused'").fetchone()
     if failed or stopped or late:
         logs = "\n".join(machine.tail() for machine in machines)
-        raise RuntimeError(f"the drain did not end well: {failed or stopped or 'it took too long'}\n{logs}")
+        raise RuntimeError(f"the drain went wrong: {failed or stopped or 'it ended too late, or too early'}\n{logs}")

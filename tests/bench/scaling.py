@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
-from datetime import datetime
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -14,27 +15,38 @@ import psycopg
 from stores.drivers.base import Reader
 from stores.drivers.nfs import NFSDriver
 from tests.bench.figures import Row, compared, unless_busy
-from tests.bench.ground import REFS, Bench, converted_region, drain, s3_target, workers_up
+from tests.bench.ground import Bench, converted_region, refuse_failures, s3_target, scalar, start_worker
 from tests.bench.measure import idle_share, machine_ticks
+from tests.crash.machine import Machine, wait_for
 from tests.servers.proxy import _Proxy
 
 SECONDS = 0.01
 """What a request to either store takes at least."""
+SOURCE_REQUEST = 64 * 1024
+"""What one of them reads of the export, as with `rsize=65536`."""
 COUNTS = (1, 2, 4)
-ITEMS, SIZE = 150, 64 * 1024
-"""For each worker."""
+ITEMS, SIZE = 900, 512 * 1024
+"""More than all workers of a round copy."""
+SETTLE_SECONDS, WINDOW_SECONDS = 3.0, 8.0
+"""A number of workers is let alone before its items are counted."""
 
 
 class SlowProxy(_Proxy):
-    """Passes bytes on, and keeps the beginning of every answer back for a while."""
+    """Passes bytes on, keeps the beginning of every answer back for a while, and notes when an item had been sent."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self.sent: list[float] = []
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await self._connect()
-        asked = False
+        asked = item = False
 
         async def up() -> None:
-            nonlocal asked
+            nonlocal asked, item
             while block := await reader.read(1 << 16):
+                if not asked:
+                    item = block.startswith(b"PUT ") and b"/volumes/" in block.partition(b"\r\n")[0]
                 asked = True
                 upstream_writer.write(block)
                 await upstream_writer.drain()
@@ -46,6 +58,8 @@ class SlowProxy(_Proxy):
                 if asked:
                     asked = False
                     await asyncio.sleep(SECONDS)
+                    if item:
+                        self.sent.append(time.monotonic())
                 writer.write(block)
                 await writer.drain()
             writer.write_eof()
@@ -57,32 +71,38 @@ class SlowProxy(_Proxy):
 
 
 class SlowNFSDriver(NFSDriver):
-    """An export on which opening and reading take a while each."""
+    """An export on which opening, and reading as much as one request does, take a while each."""
 
     def open(self, key: str) -> Reader:
         time.sleep(SECONDS)
         reader = super().open(key)
-        read = reader.pread
+        pread, read_into = reader.pread, reader.read_into
 
-        def slowly(offset: int, length: int) -> Any:
-            time.sleep(SECONDS)
-            return read(offset, length)
+        def wait(length: int) -> None:
+            time.sleep(SECONDS * max(1, -(-length // SOURCE_REQUEST)))
 
-        reader.pread = slowly  # type: ignore[method-assign]
+        def slow_pread(offset: int, length: int) -> bytes:
+            wait(length)
+            return pread(offset, length)
+
+        def slow_read_into(view: memoryview, offset: int) -> None:
+            wait(len(view))
+            read_into(view, offset)
+
+        reader.pread, reader.read_into = slow_pread, slow_read_into  # type: ignore[method-assign]
         return reader
 
 
 def workers(bench: Bench, rounds: int, scale: float, say: Callable[[str], None]) -> list[Row]:
-    """N workers with a slot each beside N times what one of them does."""
+    """N workers with a slot each beside N times what one of them does, in one drain that more of them join, or leave."""
     rates: dict[int, list[float]] = {count: [] for count in COUNTS}
     idle: dict[int, list[float]] = {count: [] for count in COUNTS}
-    with SlowProxy(bench.swift.s3_url) as proxy:
-        for number in range(rounds):
-            for count in COUNTS if number % 2 == 0 else COUNTS[::-1]:
-                rate, share = _run(bench, proxy.url, count, scale)
-                rates[count].append(rate)
-                idle[count].append(share)
-                say(f"  {count} workers {number + 1}/{rounds}: {rate:6.1f} items/s, {share:.0%} of the cores idle")
+    for number in range(rounds):
+        found = _round(bench, COUNTS if number % 2 == 0 else COUNTS[::-1], scale)
+        for count, (rate, share) in found.items():
+            rates[count].append(rate)
+            idle[count].append(share)
+            say(f"  {count} workers {number + 1}/{rounds}: {rate:6.1f} items/s, {share:.0%} of the cores idle")
     rows = []
     for count in COUNTS[1:]:
         left = median(idle[count])
@@ -94,31 +114,46 @@ def workers(bench: Bench, rounds: int, scale: float, say: Callable[[str], None])
     return rows
 
 
-def _run(bench: Bench, endpoint: str, count: int, scale: float) -> tuple[float, float]:
-    """(items per second, share of the cores that was idle)."""
-    dataset = bench.dataset(f"scale-{count}", max(20, int(ITEMS * scale)) * count, SIZE)
-    target = s3_target(bench, endpoint)
+def _round(bench: Bench, counts: tuple[int, ...], scale: float) -> dict[int, tuple[float, float]]:
+    """Number of workers -> (items per second, share of the cores that was idle)."""
+    dataset = bench.dataset("scale", max(300, int(ITEMS * scale)), SIZE)
     alone = {"CLOUDSTORAGE_WORKER_SLOTS": "1", "CLOUDSTORAGE_QUEUE_WORKERS": "1"}
     slowed = {"DJANGO_SETTINGS_MODULE": "tests.bench.slowed"}
-    with (
-        converted_region(bench, dataset, target, plan=("--canary-items", "0"), **alone, **slowed) as (
-            database,
-            environment,
-            control,
-        ),
-        workers_up(bench, database, environment, count) as machines,
-    ):
-        before = machine_ticks()
-        drain(bench, database, control, machines)
-        share = idle_share(before, machine_ticks())
-        with psycopg.connect(database) as connection:
-            proven = connection.execute(f"SELECT r.proven_at FROM {REFS} ORDER BY 1").fetchall()  # type: ignore[call-overload]
+    found: dict[int, tuple[float, float]] = {}
+    with ExitStack() as stack:
+        proxy = stack.enter_context(SlowProxy(bench.swift.s3_url))
+        region = converted_region(
+            bench, dataset, s3_target(bench, proxy.url), plan=("--canary-items", "0", "--concurrency", "64"), **alone, **slowed
+        )
+        database, environment, control = stack.enter_context(region)
+        connection = stack.enter_context(psycopg.connect(database, autocommit=True))
+        machines: list[Machine] = []
+        for count in counts:
+            for machine in machines[count:]:
+                machine.process.send_signal(signal.SIGTERM)
+                machine.process.wait(60)
+            started = [stack.enter_context(start_worker(bench, environment)) for _ in range(count - len(machines))]
+            machines = [*machines[:count], *started]
+            if not found:
+                _wait_until(connection, _REACHED, 2 * count, machines)
+                control.command("migration_start")
+            _wait_until(connection, _AT_WORK, count, machines)
+            time.sleep(SETTLE_SECONDS * scale)
+            before, began = machine_ticks(), time.monotonic()
+            time.sleep(WINDOW_SECONDS * scale)
+            items, seconds = sum(moment >= began for moment in proxy.sent), time.monotonic() - began
+            found[count] = items / seconds, idle_share(before, machine_ticks())
+            refuse_failures(connection, machines, late=not scalar(connection, _LEFT))
+        for machine in machines:
+            machine.kill_all()
     bench.wipe()
-    return _middle_rate([moment for (moment,) in proven]), share
+    return found
 
 
-def _middle_rate(proven: list[datetime]) -> float:
-    """Items per second without the beginning, when processes import what they need, and without the end, when some have nothing
-    left."""
-    first, last = len(proven) // 4, len(proven) * 9 // 10
-    return (last - first) / (proven[last] - proven[first]).total_seconds()
+def _wait_until(connection: psycopg.Connection[Any], query: str, number: int, machines: list[Machine]) -> None:
+    wait_for(lambda: scalar(connection, query) == number, f"{number} to be the answer of {query}", *machines)
+
+
+_REACHED = "SELECT count(*) FROM stores_workerreach r JOIN stores_worker w ON w.id = worker_id WHERE ok AND stopped IS NULL"
+_AT_WORK = "SELECT count(DISTINCT worker_id) FROM stores_transfer WHERE state = 'Running' AND pump IS NOT NULL"
+_LEFT = "SELECT count(*) FROM stores_transfer WHERE state = 'Queued'"
