@@ -288,7 +288,8 @@ class Pump:
         return proven
 
     def _worth_waiting(self, idle: float) -> bool:
-        """Whether it goes on without work: a new pump would come later to what follows a canary, and unconnected."""
+        """Whether it goes on without work: a new pump would come later, and unconnected, to what follows a canary, or to seats that
+        others give up because this one asks."""
         if idle <= _IDLE_SECONDS:
             return True
         waited = self._awaits_canary
@@ -296,7 +297,10 @@ class Pump:
         self._awaits_canary = idle < self._patience and canaries.exists()
         if waited and not self._awaits_canary:
             self._next_claim = 0.0  # it has passed, perhaps since the last claim
-        return waited or self._awaits_canary
+        return waited or self._awaits_canary or (idle < self._patience and self._asks_for_seats())
+
+    def _asks_for_seats(self) -> bool:
+        return any(Claimer.objects.filter(worker_id=self.worker_id, number=self.number).values_list("asks", flat=True))
 
     # --- starting ------------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
 from migration import drain
 from stores import worker
@@ -118,6 +120,27 @@ def test_pump_that_copied_a_canary_stays_for_what_follows_it(cloud, batch, monke
     pump = Pump(cloud.workers[0].pk, slots=SLOTS, patience=60)
     assert pump.run() == ITEMS
     assert len(looks) == 3
+
+
+def test_pump_that_finds_all_seats_taken_stays_for_those_that_it_asked_for(cloud, batch, monkeypatch):
+    held = list(Transfer.objects.filter(batch=batch).order_by("pk").values_list("pk", flat=True)[:SLOTS])
+    running = {
+        "state": TransferState.RUNNING,
+        "worker": cloud.workers[1],
+        "pump": 1,
+        "lease_until": timezone.now() + timedelta(hours=1),
+    }
+    Transfer.objects.filter(pk__in=held).update(**running)
+    claim, looks = transfers.claim, []
+
+    def looking(*args, **options):
+        looks.append(None)
+        if len(looks) == 3:
+            Transfer.objects.filter(pk__in=held).update(state=TransferState.QUEUED, worker=None, pump=None, lease_until=None)
+        return claim(*args, **options)
+
+    monkeypatch.setattr(worker.transfers, "claim", looking)
+    assert Pump(cloud.workers[0].pk, slots=SLOTS, patience=60).run() == ITEMS
 
 
 def test_nothing_that_waits_begins_once_its_batch_is_paused(cloud, batch, copies, monkeypatch):
