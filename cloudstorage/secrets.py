@@ -46,8 +46,11 @@ def _ring() -> MultiFernet:
         Installation.objects.filter(pk=installation.pk).update(key_ring_used=True)
     if path.stat().st_mode & 0o077:
         raise ImproperlyConfigured(f"The key ring {path} can be read by others. Run: chmod 600 {path}")
-    keys = [line for line in path.read_bytes().split() if line]
-    return MultiFernet([Fernet(key) for key in keys])
+    try:
+        return MultiFernet([Fernet(key) for key in path.read_bytes().split()])
+    except ValueError:  # of an empty file, too
+        message = f"The key ring {path} is damaged: not every line is a key. Restore it from the backup."
+        raise ImproperlyConfigured(message) from None
 
 
 def encrypt(plain: str) -> str:

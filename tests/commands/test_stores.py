@@ -263,3 +263,14 @@ def test_lost_key_ring_is_mended_by_a_new_one_and_the_secret_entered_again(run, 
         assert (refused.code, "Restore the key ring" in refused.err) == (4, True)
         assert run("store_update", "objects", *entered).code == 0
         assert run("store_check", "objects").code == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"not a key\n"])
+def test_damaged_key_ring_is_told_as_such(run, memory_store, tmp_path, settings, content):
+    memory_store.password = SECRET
+    (tmp_path / "ring").write_bytes(content)
+    (tmp_path / "ring").chmod(0o600)
+    (tmp_path / "secret").write_text(SECRET)
+    with ring_of(settings, tmp_path / "ring"):
+        refused = run(*objects("--secret-file", f"password={tmp_path / 'secret'}"))
+    assert (refused.code, "is damaged" in refused.err) == (4, True)
