@@ -288,8 +288,8 @@ class Pump:
         return proven
 
     def _worth_waiting(self, idle: float) -> bool:
-        """Whether it goes on without work: a new pump would come later, and unconnected, to what follows a canary, or to seats that
-        others give up because this one asks."""
+        """Whether it goes on without work: a new pump would come later, and unconnected, to what follows a canary, or to seats
+        that others give up because this one asks."""
         if idle <= _IDLE_SECONDS:
             return True
         waited = self._awaits_canary

@@ -9,7 +9,8 @@ from typing import Any
 
 from django.utils import timezone
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 200, 8, 20, 22
+WIDTH, TOP, BASE = 960, 1, 159
+"""Of the picture, which is stretched to its place: what stands at its axes is beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,6 @@ class Chart:
     """Bytes at the upper edge."""
     begin: datetime
     end: datetime
-    half: float
-    base: float
 
 
 def draw(samples: Sequence[Mapping[str, Any]], total: int) -> Chart | None:
@@ -37,18 +36,16 @@ def draw(samples: Sequence[Mapping[str, Any]], total: int) -> Chart | None:
     begin, end = samples[0]["at"], samples[-1]["at"]
     seconds = (end - begin).total_seconds() or 1.0
     top = max(total, *(sample["bytes_proven"] + sample["bytes_copied"] for sample in samples), 1)
-    base = HEIGHT - BOTTOM
-
     fastest = max(sample["rate"] for sample in samples)
 
     def point(sample: Mapping[str, Any], share: float) -> str:
-        x = LEFT + (WIDTH - 2 * LEFT) * (sample["at"] - begin).total_seconds() / seconds
-        return f"{x:.1f},{base - (base - TOP) * share:.1f}"
+        x = WIDTH * (sample["at"] - begin).total_seconds() / seconds
+        return f"{x:.1f},{BASE - (BASE - TOP) * share:.1f}"
 
     proven = [point(sample, sample["bytes_proven"] / top) for sample in samples]
     both = [point(sample, (sample["bytes_proven"] + sample["bytes_copied"]) / top) for sample in samples]
     rate = [point(sample, sample["rate"] / (fastest or 1.0)) for sample in samples]
-    floor = f"{WIDTH - LEFT},{base} {LEFT},{base}"
+    floor = f"{WIDTH},{BASE} 0,{BASE}"
     return Chart(
         proven=f"{' '.join(proven)} {floor}",
         copied=f"{' '.join(both)} {floor}",
@@ -58,6 +55,4 @@ def draw(samples: Sequence[Mapping[str, Any]], total: int) -> Chart | None:
         top=top,
         begin=timezone.localtime(begin),
         end=timezone.localtime(end),
-        half=TOP + (base - TOP) / 2,
-        base=base,
     )

@@ -117,7 +117,7 @@ def _under_way(drain: Drain | None, progress: drains.Progress | None) -> Step | 
         return _step("Look at the paused drain", text, "drain", drain.uuid)
     failed = progress.items["failed"]
     if failed:
-        text = f"{failed} item{pluralize(failed)} failed while the others go on. The page says why, and tries them again."
+        text = f"{failed} item{pluralize(failed)} failed while the others go on. The page says why, and can try again."
         return _step("See what failed", text, "drain", drain.uuid)
     text = "It goes on by itself, and nothing needs to be done. Every item stays readable meanwhile."
     return _step("Follow the drain", text, "drain", drain.uuid)
@@ -139,7 +139,7 @@ def _left(conversion: Conversion, drain: Drain | None, progress: drains.Progress
         text = f"The last drain has ended, and this is still on NFS only: {there}.{again}"
         return _step("Plan the rest", text, "drain_plan", conversion.uuid, who=OPERATOR)
     if failed:
-        text = f"{failed} item{pluralize(failed)} failed; still on NFS only: {there}. The page says why, and tries again."
+        text = f"{failed} item{pluralize(failed)} failed; still on NFS only: {there}. The page says why, and can try again."
         return _step("See what failed", text, "drain", drain.uuid)
     if Transfer.objects.filter(target=target, state__in=LIVE_TRANSFER_STATES).exists():
         text = f"Asked for at once, so on the way without a drain: {there}."

@@ -126,7 +126,7 @@ def test_while_and_after_a_drain(sign_in, shown, converted, operator):
     fail("volume")
     run(rest)
     assert shown().startswith("See what failed | 2 items failed; still on NFS only: 2 items, ")
-    assert shown().endswith(". The page says why, and tries again. | drain")
+    assert shown().endswith(". The page says why, and can try again. | drain")
     Transfer.objects.filter(state=TransferState.FAILED).delete()
     assert shown().startswith("Plan the rest | ")
     asked = [transfers.ensure(actor=operator, kind=Kind.VOLUME, item=item) for item in KINDS[Kind.VOLUME].item.objects.all()]
