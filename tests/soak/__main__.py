@@ -159,7 +159,7 @@ def wait(done: Callable[[], bool], what: str, site: Site) -> list[str]:
 
 def drained(site: Site, churn: Churn) -> bool:
     """Whether every transfer has ended well and every deletion is done, which a worker tries again after a minute; tries again
-    what has failed."""
+    what has failed. What a dead reader still holds goes when its hold lapses, which is after this."""
     (state,) = site.rows("SELECT state FROM migration_drain")[0]
     failed = site.number("SELECT count(*) FROM stores_transfer WHERE state = 'Failed'")
     live = site.number("SELECT count(*) FROM stores_transfer WHERE state IN ('Blocked', 'Queued', 'Running')")
@@ -169,7 +169,9 @@ def drained(site: Site, churn: Churn) -> bool:
         site.manage("migration_retry")
         for (transfer,) in site.rows("SELECT uuid::text FROM stores_transfer WHERE state = 'Failed' AND batch_id IS NULL"):
             churn.ask("POST", f"/api/v1/transfers/{transfer}/retry")
-    going = [site.number(f"SELECT count(*) FROM {kind}_store_ref WHERE state = 'Destroying'") for kind in KINDS]
+    held = "SELECT FROM stores_hold h WHERE h.kind = '{kind}' AND h.ref_id = r.id AND h.expires >= now()"
+    to_go = f"SELECT count(*) FROM {{kind}}_store_ref r WHERE state = 'Destroying' AND NOT EXISTS ({held})"
+    going = [site.number(to_go.format(kind=kind)) for kind in KINDS]
     return state == "Finished" and not failed and not live and not any(going)
 
 
