@@ -11,12 +11,12 @@ from django.db.models.functions import Now
 from cloudstorage.errors import Busy, Conflict, Denied, Invalid
 from cloudstorage.models import AuditEvent
 from stores import tasks
-from stores.models import KINDS, ScanRun, WorkerReach
+from stores.models import KINDS, ImageStore, ScanRun, WorkerReach
 from stores.services import scan
 from stores.services.image_stores import remove_store
 from stores.services.scan import run as running
 from stores.services.scan.runs import MAX_ATTEMPTS
-from stores.states import ScanState
+from stores.states import ScanState, StoreState
 from tests.factories import make_worker
 from tests.stores.scan.helpers import add_export, rows
 
@@ -174,13 +174,13 @@ def test_next_scan_follows_a_dead_one_whose_lease_ran_out(operator, export):
     assert list(ScanRun.objects.order_by("pk").values_list("state", flat=True)) == [ScanState.FAILED, ScanState.FINISHED]
 
 
-def test_scan_waiting_for_a_store_that_was_removed_ends(admin, operator, export):
+def test_scan_waiting_for_a_store_that_was_detached_ends(operator, export):
     asked = scan.request_scan(actor=operator, store=export)
-    remove_store(actor=admin, store=export)
+    ImageStore.objects.filter(pk=export.pk).update(state=StoreState.DETACHED)  # as a roll-back does
     assert take(make_worker(export)) == []
     asked.refresh_from_db()
     assert asked.state == ScanState.FAILED
-    assert "removed" in asked.error
+    assert "detached" in asked.error
 
 
 def test_interrupted_and_broken_scans_say_what_happened(operator, export, monkeypatch):
