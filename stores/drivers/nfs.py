@@ -259,7 +259,7 @@ class NFSDriver(StoreDriver):
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
-    def open(self, key: str) -> NFSReader:
+    def open(self, key: str) -> Reader:
         *parents, name = safe_names(key)
         with self.root() as root, translating(key), folder(root.handle, parents) as parent:
             handle = confined.open_file(parent, name)

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 MAX_HEADER_BYTES = 8 * 1024 * 1024
+"""No header of any format needs more; a file that asks for more is lying."""
 MAX_SIZE = 2**63 - 1
 """Bytes that an image can have at all, and that a row can hold."""
-"""No header of any format needs more; a file that asks for more is lying."""
 
 _PROTOCOL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 

@@ -21,14 +21,14 @@ from tests.crash.machine import Machine, wait_for
 from tests.servers.proxy import _Proxy
 
 SECONDS = 0.01
-"""What a request to either store takes at least."""
+"""What a request to either store takes at least: the slowness that the row is about, so it is slept and not waited for."""
 SOURCE_REQUEST = 64 * 1024
 """What one of them reads of the export, as with `rsize=65536`."""
 COUNTS = (1, 2, 4)
 ITEMS, SIZE = 900, 512 * 1024
 """More than all workers of a round copy."""
 SETTLE_SECONDS, WINDOW_SECONDS = 3.0, 8.0
-"""A number of workers is let alone before its items are counted."""
+"""A number of workers is let alone before its items are counted; a rate needs a stretch of time to be counted in."""
 
 
 class SlowProxy(_Proxy):
@@ -70,27 +70,35 @@ class SlowProxy(_Proxy):
             upstream_writer.close()
 
 
+class SlowReader(Reader):
+    """Another reader, at which each request for bytes takes a while."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.info = reader.info
+        self.extents = reader.extents
+        self.current_version = reader.current_version
+        self.close = reader.close
+
+    def pread(self, offset: int, length: int) -> bytes:
+        _take_a_while(length)
+        return self._reader.pread(offset, length)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        _take_a_while(len(view))
+        self._reader.read_into(view, offset)
+
+
+def _take_a_while(length: int) -> None:
+    time.sleep(SECONDS * max(1, -(-length // SOURCE_REQUEST)))
+
+
 class SlowNFSDriver(NFSDriver):
     """An export on which opening, and reading as much as one request does, take a while each."""
 
     def open(self, key: str) -> Reader:
-        time.sleep(SECONDS)
-        reader = super().open(key)
-        pread, read_into = reader.pread, reader.read_into
-
-        def wait(length: int) -> None:
-            time.sleep(SECONDS * max(1, -(-length // SOURCE_REQUEST)))
-
-        def slow_pread(offset: int, length: int) -> bytes:
-            wait(length)
-            return pread(offset, length)
-
-        def slow_read_into(view: memoryview, offset: int) -> None:
-            wait(len(view))
-            read_into(view, offset)
-
-        reader.pread, reader.read_into = slow_pread, slow_read_into  # type: ignore[method-assign]
-        return reader
+        _take_a_while(0)
+        return SlowReader(super().open(key))
 
 
 def workers(bench: Bench, rounds: int, scale: float, say: Callable[[str], None]) -> list[Row]:

@@ -31,7 +31,7 @@ def _run(manage, words) -> None:
     if not child:
         try:
             manage(argv=words)
-        except BaseException:
+        except BaseException:  # even a SystemExit: a fork must never go on in what its parent was doing
             traceback.print_exc()
             os._exit(1)
         os._exit(0)

@@ -18,7 +18,7 @@ from migration.models import Conversion
 from migration.states import DrainState
 from stores import debris, tasks, worker
 from stores.copier import CopiedFile
-from stores.drivers.errors import AccessDenied, Corrupt, Unavailable, UploadGone
+from stores.drivers.errors import AccessDenied, Corrupt, Throttled, Unavailable, UploadGone
 from stores.models import (
     KINDS,
     ImageStore,
@@ -238,6 +238,16 @@ def test_failed_transfer_is_not_claimed_before_its_pause_is_over(cloud):
     assert cloud.claim() == []
     at_once()
     assert {job.transfer.pk for job in cloud.claim()} == {job.transfer.pk for job in jobs}
+
+
+@pytest.mark.parametrize("asked", ["7", "9" * 12, "9" * 400])
+def test_pause_that_a_store_asks_for_is_kept_within_reason(cloud, asked):
+    cloud.fill()
+    cloud.batch()
+    for job in cloud.claim():
+        transfers.fail(job, Throttled("slow down", retry_after=float(asked)))
+        pause = Transfer.objects.get(pk=job.transfer.pk).next_attempt_at - timezone.now()
+        assert timedelta(seconds=4) < pause <= timedelta(seconds=600)
 
 
 # --- the lease -------------------------------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ def fail(job: Job, error: Exception) -> None:
     if isinstance(error, StoreError):
         cause, retryable, remedy = error.cause, error.retryable, error.remedy
         outage = error.outage  # it is not the item's, and never uses up the attempts
-        wait = getattr(error, "retry_after", None) or 0.0
+        wait = min(getattr(error, "retry_after", None) or 0.0, _LONGEST_PAUSE)  # a server that says "in a year" is asked before
     # A server's words or an odd file name must not make the failure itself impossible to write down.
     message = str(error).encode(errors="backslashreplace").decode().replace("\0", "")
     attempts = job.transfer.attempts
@@ -312,7 +312,8 @@ def fail(job: Job, error: Exception) -> None:
     again = again and not deleted
     event = TransferEvent.CANCEL if deleted else TransferEvent.RELEASE if again else TransferEvent.FAIL
     longest = _LONGEST_PAUSE_OF_OUTAGE if outage else _LONGEST_PAUSE
-    pause = max(wait, min(longest, 5 * 2 ** min(attempts, 10)) * random.uniform(0.5, 1.0)) if again else 0  # noqa: S311 - jitter, not a secret
+    spread = random.uniform(0.5, 1.0)  # noqa: S311 - keeps items that failed together from coming back together; no secret
+    pause = max(wait, min(longest, 5 * 2 ** min(attempts, 10)) * spread) if again else 0
     with transaction.atomic():
         changed = Transfer.objects.filter(pk=job.transfer.pk, epoch=job.epoch, state=TransferState.RUNNING).update(
             state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, event),
