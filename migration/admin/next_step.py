@@ -18,6 +18,7 @@ from migration import drain as drains
 from migration.admin.verifications import LIVE as CHECKING
 from migration.admin.wizard import where_to_go_on
 from migration.conversion import OPEN_STATES
+from migration.findings import Finding
 from migration.models import Conversion, Decommission, Drain, Verification
 from migration.states import ENDED_DRAINS, ConversionState, DecommissionState, DrainState
 from stores.models import ImageStore, ScanRun, Transfer, Worker, Zone
@@ -160,18 +161,32 @@ def _end(conversion: Conversion) -> Step | None:
 
 def _prove(conversion: Conversion) -> Step | None:
     """What stands against the commit though every item is there."""
+    found = (against_commit(conversion, finding) for finding in commit.findings(conversion, promised=0))
+    return next((step for step in found if step is not None), None)
+
+
+def against_commit(conversion: Conversion, finding: Finding) -> Step | None:
+    """Where that is done which takes back what stands against a commit."""
     store = conversion.object_store
-    for finding in commit.findings(conversion, promised=0):
-        match finding.code:
-            case "failed-copies":
-                return _step("See what failed", finding.message, "transfer_list", query=f"?state={TransferState.FAILED}")
-            case "not-verified":
-                return _verify(store, f"Read {store.name} back", finding.message)
-            case "reused-not-checked":
-                return _verify(store, f"Compare what {store.name} lists", finding.message)
-            case "reused-differs" | "differences":
-                return _step("Look at what differs", f"{finding.message} {finding.remedy}", "verification_list")
+    match finding.code:
+        case "not-proven" | "drain-paused":
+            return _drain_of(conversion, finding.message)
+        case "failed-copies":
+            return _step("See what failed", finding.message, "transfer_list", query=f"?state={TransferState.FAILED}")
+        case "not-verified":
+            return _verify(store, f"Read {store.name} back", finding.message)
+        case "reused-not-checked":
+            return _verify(store, f"Compare what {store.name} lists", finding.message)
+        case "reused-differs" | "differences":
+            return _step("Look at what differs", f"{finding.message} {finding.remedy}", "verification_list")
     return None
+
+
+def _drain_of(conversion: Conversion, told: str) -> Step:
+    drain = Drain.objects.filter(conversion=conversion).only("uuid").first()
+    if drain is None:
+        return _step("Plan the drain", told, "drain_plan", conversion.uuid, who=OPERATOR)
+    return _step("Look at the drain", told, "drain", drain.uuid)
 
 
 def _verify(store: ImageStore, title: str, told: str) -> Step:

@@ -15,6 +15,7 @@ from cloudstorage.console.pages import action, actor_of, fragment, page, redirec
 from cloudstorage.errors import Blocked, Conflict, Invalid, ServiceError, plain
 from migration import commit as commits
 from migration import rollback as rollbacks
+from migration.admin import next_step
 from migration.models import Conversion, Rollback
 from migration.states import ConversionState
 
@@ -63,8 +64,13 @@ def commit(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         plan = commits.plan_commit(actor=actor_of(request), conversion=row)
     except Conflict as late:
         error = late
+    actor = actor_of(request)
     found = {finding.code: finding for finding in plan.findings} if plan else {}
-    checks = [(next((found[code] for code in codes if code in found), None), words) for codes, words in CHECKLIST]
+    checks = []
+    for codes, words in CHECKLIST:
+        finding = next((found[code] for code in codes if code in found), None)
+        step = next_step.against_commit(row, finding) if finding is not None else None
+        checks.append((finding, words, step if step is not None and actor.may(step.who) else None))
     return show(
         request,
         "console/commit.html",

@@ -86,7 +86,7 @@ def proven(page: Page) -> float:
 
 
 def walk(page: Page, site: Installation, album: Album) -> None:
-    """The job, from an empty cloud to the middle of its drain, with a file that is not to be found."""
+    """The job, from an empty cloud to the middle of its drain, with a file that is not to be found; for an album, to its end."""
     job.sign_in(page, site, "ada")
     album.take_all("1-empty")
     for zone in EXPORTS:
@@ -106,7 +106,7 @@ def walk(page: Page, site: Installation, album: Album) -> None:
     page.get_by_label("Canary items").fill("0")
     page.get_by_role("button", name="Plan only").click()
     lost = min(site.exports["zone1"].glob("volumes/**/*.qcow2"))
-    lost.rename(site.exports["zone1"].parent / "away")
+    away = lost.rename(site.exports["zone1"].parent / "away")
     page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text("Started.").wait_for()
     here = page.url
@@ -126,6 +126,33 @@ def walk(page: Page, site: Installation, album: Album) -> None:
             page.get_by_role("button", name="Change the limits").click()
         job.await_text(page, "Finished, not complete")
         album.take_all("4-finished")
+        away.rename(lost)
+        page.get_by_role("button", name="Retry what failed").click()
+        job.await_text(page, "Every item is proven.")
+        end(page, site, album)
+
+
+def end(page: Page, site: Installation, album: Album) -> None:
+    """From every item proven to an export that is retired, as the console names the steps."""
+    page.goto(site.url)
+    page.get_by_role("link", name="Read objects back").click()
+    page.get_by_role("button", name="Start").click()
+    job.await_text(page, "No difference")
+    page.goto(site.url)
+    page.get_by_role("link", name="Commit the conversion").click()
+    album.take_all("5-committing")
+    page.get_by_label("To go on, type").fill("objects")
+    page.get_by_role("button", name="Commit: end the way back").click()
+    (site.exports["zone1"] / "notes.txt").write_text("of nobody")
+    page.goto(site.url)
+    page.get_by_role("link", name="Retire nfs-zone1").click()
+    page.get_by_label("To go on, type").fill("nfs-zone1")
+    page.get_by_role("button", name="Read everything again, then retire it").click()
+    job.await_text(page, "Somebody must answer for unknown files")
+    album.take_all("6-unknown-files")
+    page.get_by_role("button", name="I answer for these").click()
+    job.await_text(page, "The signed report")
+    album.take_all("7-retired")
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from migration import rollback
-from migration.models import Conversion, Rollback
+from migration.models import Conversion, Rollback, Verification
+from migration.states import VerificationState
 from stores.drivers.nfs import NFSDriver
 from stores.models import ImageStore, Transfer, Worker, WorkerReach
 from stores.states import StoreState, TransferState
@@ -53,6 +54,15 @@ def test_a_commit_takes_the_name_and_the_button_and_says_what_ends(cloud, sign_i
     assert "was committed" in text(late)
     assert "no way back to NFS" in text(late)
     assert 'name="typed"' not in text(late)
+
+
+@pytest.mark.parametrize(("role", "seen"), [("operator", True), ("viewer", False)])
+def test_what_stands_against_a_commit_leads_to_where_it_is_mended(cloud, sign_in, role, seen):
+    Verification.objects.update(state=VerificationState.CANCELLED)
+    page = text(sign_in(role).get(f"/migration/conversions/{cloud.conversion.uuid}/commit/"))
+    checklist = page[page.index("Checklist") : page.index("Originals that are released")]
+    assert f'href="/migration/drains/{cloud.drain.uuid}/">Look at the drain' in checklist
+    assert (">Read objects back</a>" in checklist) is seen
 
 
 def test_only_an_administrator_is_offered_and_may_press_it(cloud, sign_in):
