@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django_q.brokers import get_broker
 from django_q.brokers.orm import ORM
+from django_q.models import OrmQ
 from django_q.signals import post_spawn
 from django_q.tasks import async_task
 
@@ -102,6 +104,14 @@ def _key_of(cluster: str) -> str | None:
 def pending(cluster: str = "") -> int:
     """Messages that nobody has fetched yet: those for a cluster alone, or those for any."""
     return int(get_broker(_key_of(cluster)).queue_size())
+
+
+def forget_all_but(clusters: Collection[str]) -> int:
+    """Remove what waits for clusters alone that are none of these: nobody else would ever fetch it. Returns how many messages."""
+    if _key_of("any") is None:
+        return 0
+    kept = [settings.Q_CLUSTER["name"], *clusters]
+    return int(OrmQ.objects.exclude(key__in=kept).delete()[0])
 
 
 def _die_with_parent(signal_number: int) -> None:

@@ -227,6 +227,7 @@ WORKER_TICKS = [
     ("stores.tasks.clean_up", 10),
     ("stores.tasks.reap", 60),
     ("stores.tasks.purge_trash", 3600),
+    ("stores.tasks.forget_the_dead", 3600),
     ("stores.tasks.write_journals", 10),
     ("stores.tasks.compact_journals", 3600),
     ("migration.tasks.advance_drains", 2),

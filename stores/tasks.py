@@ -10,6 +10,7 @@ import threading
 from django.conf import settings
 from django.db import connections
 
+from cloudstorage import queue
 from cloudstorage.actors import cli_actor
 from cloudstorage.errors import ServiceError
 from cloudstorage.models import Installation
@@ -88,6 +89,11 @@ def keep_house() -> None:
     transfers.unblock_ready()
     holds.expire_holds()
     items.give_up_unfinished()
+
+
+def forget_the_dead() -> None:
+    """What nobody will fetch any more: a killed worker says no good-bye to its queue."""
+    queue.forget_all_but([str(number) for number in Worker.objects.living().values_list("uuid", flat=True)])
 
 
 def _dark() -> set[int]:

@@ -120,8 +120,9 @@ def _came_of(before: str, row: Transfer) -> tuple[str, str]:
 
 
 def workers() -> list[dict[str, Any]]:
-    """Workers that have not said good-bye, and those that did within a day, with their health in a word."""
+    """Workers that have said good-bye within a day, or were heard of within a week and have not, with their health in a word."""
     recent: Any = Worker.objects.exclude(stopped__lt=Now() - timedelta(days=1)).with_reach()
+    recent = recent.filter(heartbeat__gt=Now() - timedelta(days=7))
     living = Q(pk__in=Worker.objects.living().values("pk"))
     found = []
     for worker in recent.annotate(lives=living).order_by(F("stopped").asc(nulls_first=True), "-heartbeat")[:100]:

@@ -6,11 +6,14 @@ import threading
 
 import pytest
 from django.db import connections
+from django.db.models.functions import Now
 from django_q.brokers import get_broker
 from django_q.brokers.orm import ORM
 from django_q.signing import SignedPackage
 
 from cloudstorage import queue
+from stores import tasks
+from stores.models import SILENT_AFTER, Worker
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db(transaction=True)]
 
@@ -51,3 +54,16 @@ def test_message_for_one_cluster_is_taken_by_no_other(monkeypatch):
     assert found("late") == ["stores.tasks.pump"]
     queue.wake("stores.tasks.run_scans")
     assert found("early") == ["stores.tasks.run_scans"]
+
+
+def test_messages_for_a_worker_that_is_gone_are_forgotten(monkeypatch):
+    monkeypatch.setattr(queue.settings, "QUEUE_MUTED", False)
+    living, stopped, silent = (tasks.register_worker() for _ in range(3))
+    Worker.objects.filter(pk=stopped.pk).update(stopped=Now())
+    Worker.objects.filter(pk=silent.pk).update(heartbeat=Now() - 2 * SILENT_AFTER)
+    clusters = ["", *(str(worker.uuid) for worker in (living, stopped, silent))]
+    for cluster in clusters:
+        queue.wake("stores.tasks.pump", cluster=cluster)
+    assert [queue.pending(cluster) for cluster in clusters] == [1, 1, 1, 1]
+    tasks.forget_the_dead()
+    assert [queue.pending(cluster) for cluster in clusters] == [1, 1, 0, 0]
