@@ -191,13 +191,13 @@ def test_what_finds_no_room_waits_for_a_person_and_stays_readable(moving, served
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (429, "TooManyRequests")])
 def test_throttling_uses_up_no_attempt_and_is_waited_out_as_long_as_it_says(moving, served, status, code):
     throttled = error(status, code)
-    throttled.headers["Retry-After"] = "3000"
+    throttled.headers["Retry-After"] = "500"
     rule = served.proxy.add_rule(writes_item, throttled)
     for _ in range(transfers.MAX_ATTEMPTS + 1):
         moving.pump(slots=ITEMS)
     assert rule.hits > ITEMS * transfers.MAX_ATTEMPTS
     assert moving.states() == [TransferState.QUEUED] * ITEMS
-    assert not Transfer.objects.filter(next_attempt_at__lt=timezone.now() + timedelta(seconds=2900)).exists()
+    assert not Transfer.objects.filter(next_attempt_at__lt=timezone.now() + timedelta(seconds=400)).exists()
     assert moving.pump_as_planned() == 0
     moving.assert_readable()
     served.proxy.clear_rules()
