@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, F, OuterRef, QuerySet
 
 from cloudstorage import audit, backup
 from cloudstorage.actors import RECOVERY, Actor, ActorRole
+from cloudstorage.checkpoints import reach
 from cloudstorage.errors import Conflict, ServiceError
 from cloudstorage.models import Installation
+from migration.models import Verification
+from migration.rereading import proven_copies
 from stores.models import KINDS, ImageStore, Kind
-from stores.services import holds, items, life
+from stores.services import holds, image_stores, items, life
 from stores.services.image_stores import driver_for, store_errors
 from stores.services.scan import scan_store
 from stores.services.scan.rows import MISSING
@@ -36,6 +39,8 @@ class Reconciled:
     undecided: list[str] = field(default_factory=list)
     """Stores from which so much vanished that somebody must accept it."""
     unreachable: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    """Stores that do not answer and need not, as the operator says."""
 
 
 def write_backup(*, actor: Actor, path: Path, passphrase: str) -> backup.Manifest:
@@ -55,14 +60,17 @@ def restore(*, actor: Actor, path: Path, passphrase: str) -> backup.Manifest:
 
 def _begin_life(actor: Actor, name: str) -> None:
     life.begin()
+    Verification.objects.update(epoch=F("epoch") + life.EPOCHS, lease_until=None)
     audit.record(actor, "backup.restore", name)
 
 
-def reconcile(*, actor: Actor, accept_vanished: Collection[str] = ()) -> Reconciled:
+def reconcile(*, actor: Actor, accept_vanished: Collection[str] = (), gone: Collection[str] = ()) -> Reconciled:
     """Compare a restored database with every store: take in what appeared since the backup, write off what vanished, and open.
 
     It stays read-only while a store does not answer, or while so much is gone from one that only the operator can say whether
-    that is right (`accept_vanished` names it). Repeatable. Raises Conflict where nothing was restored.
+    that is right (`accept_vanished` names it). `gone` names stores that will not come back, as an export that was retired since:
+    of one that does not answer, what is proven elsewhere is written off, the rest is kept, and it leaves the cloud where nothing
+    is left. Repeatable. Raises Conflict where nothing was restored.
     """
     with audit.refusals_noted(_while_read_only(actor), ActorRole.STORAGE_ADMIN, "backup.reconcile", "database"):
         if not Installation.why_read_only():
@@ -77,20 +85,29 @@ def reconcile(*, actor: Actor, accept_vanished: Collection[str] = ()) -> Reconci
                     driver_for(store).check()  # an emptied place without our marker says nothing about what vanished
                 report = scan_store(actor=RECOVERY, store=store)
             except ServiceError as error:
-                found.unreachable.append(store.name)
+                (found.gone if _is_named(store, gone) else found.unreachable).append(store.name)
                 found.stores[store.name] = {"error": error.message, "remedy": error.remedy}
                 continue
             told = {name: getattr(report, name).count for name in ("missing", "changed", "corrupt", "orphaned", "foreign_writes")}
             found.stores[store.name] = {"appeared": report.adopted, "vanished": 0, **told}
         for store in stores:
-            if not found.unreachable:  # what one store has lost may lie on one that does not answer
-                _write_off(actor, store, found, accepted={store.name, str(store.uuid)} & set(accept_vanished) != set())
+            if not found.unreachable and store.name not in found.gone:  # what one has lost may lie on one that does not answer
+                _write_off(actor, store, found, accepted=_is_named(store, accept_vanished))
+        if not found.unreachable and not found.undecided:
+            for store in stores:
+                if store.name in found.gone:
+                    _give_up(actor, store, found)
         if not found.unreachable and not found.undecided:
             with transaction.atomic():
                 Installation.objects.update(read_only="")
                 audit.record(actor, "backup.open", "database", stores=found.stores)
+                reach("restore.before-open")
             found.opened = True
     return found
+
+
+def _is_named(store: ImageStore, names: Collection[str]) -> bool:
+    return store.name in names or str(store.uuid) in names
 
 
 def _while_read_only(actor: Actor) -> Actor:
@@ -107,19 +124,34 @@ def _write_off(actor: Actor, store: ImageStore, found: Reconciled, *, accepted: 
         found.undecided.append(store.name)
         return
     for kind in KINDS:
-        while page := list(_vanished(kind, store).select_related("item").order_by("pk")[:_PAGE]):
-            with transaction.atomic():
-                refs = items.write_off_vanished(kind, page)
-                told["promised again"] = told.get("promised again", 0) + _promise_again(kind, store, refs)
-                names = [f"{kind}:{ref.item.uuid}" for ref in refs]
-                audit.record(actor, "backup.write-off", store.name, items=names)
+        _write_off_pages(actor, kind, store, _vanished(kind, store), told)
 
 
-def _vanished(kind: Kind, store: ImageStore) -> Any:
+def _write_off_pages(actor: Actor, kind: Kind, store: ImageStore, rows: QuerySet[Any], told: dict[str, Any]) -> None:
+    while page := list(rows.select_related("item").order_by("pk")[:_PAGE]):
+        with transaction.atomic():
+            refs = items.write_off_vanished(kind, page)
+            told["promised again"] = told.get("promised again", 0) + _promise_again(kind, store, refs)
+            names = [f"{kind}:{ref.item.uuid}" for ref in refs]
+            audit.record(actor, "backup.write-off", store.name, items=names)
+
+
+def _give_up(actor: Actor, store: ImageStore, found: Reconciled) -> None:
+    """A store that will not come back: forget there what another proves, keep what only it may have."""
+    told = found.stores[store.name]
+    for kind, models in KINDS.items():
+        elsewhere = proven_copies(kind).filter(item_id=OuterRef("item_id")).exclude(store=store)
+        _write_off_pages(actor, kind, store, models.ref.objects.filter(Exists(elsewhere), store=store, state__in=READABLE), told)
+    told["kept"] = sum(models.ref.objects.filter(store=store, state__in=READABLE).count() for models in KINDS.values())
+    if not any(image_stores.forbids_removal(store)):
+        image_stores.remove_store(actor=_while_read_only(actor), store=store)
+
+
+def _vanished(kind: Kind, store: ImageStore) -> QuerySet[Any]:
     models = KINDS[kind]
     files = models.file.objects.filter(ref_id=OuterRef("pk"))
     missing = files.filter(problem__startswith=MISSING)
-    rows = models.ref.objects.filter(Exists(missing), store=store, state__in=READABLE)
+    rows: QuerySet[Any] = models.ref.objects.filter(Exists(missing), store=store, state__in=READABLE)
     return rows.exclude(Exists(files.exclude(problem__startswith=MISSING)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from cloudstorage.errors import Conflict
+from cloudstorage.models import Installation
 from migration import decommission, drafts, drain, preflight, rollback, verify
 from migration.models import Decommission, Verification
 
@@ -13,6 +14,8 @@ log = logging.getLogger(__name__)
 
 def advance(_number: int = 0) -> None:
     """Queue entry: whatever was proven last may be what a drain or a roll-back waits for."""
+    if Installation.why_read_only():  # a message may be of the life before a restore
+        return
     advance_drains()
     advance_rollbacks()
 
@@ -44,6 +47,8 @@ def advance_rollbacks() -> None:
 
 def run_verification(number: int) -> None:
     """Queue entry: go on with a verification, and with the retirement that it is for."""
+    if Installation.why_read_only():
+        return
     row = Verification.objects.select_related("store").get(pk=number)
     verify.run(row)
     if row.mode == Verification.RETIRE:
@@ -67,6 +72,8 @@ def purge_retired_stores() -> None:
 
 def run_preflight(number: int) -> None:
     """Queue entry: look at the region and keep the report."""
+    if Installation.why_read_only():
+        return
     preflight.run_preflight(number)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,10 +15,13 @@ import pytest
 from cloudstorage import backup
 from cloudstorage.errors import Conflict, Denied, Invalid
 from cloudstorage.models import Installation
-from migration import doctor, recovery
-from stores.models import Volume
+from migration import doctor, recovery, rereading, verify
+from migration.models import Verification
+from stores.copier import Stopped
+from stores.models import Volume, VolumeStoreRef
+from stores.services import holds
 from stores.services.image_stores import driver_for
-from stores.states import Proof
+from stores.states import Proof, Role, StoreState
 from tests import factories
 from tests.fakes import memory
 from tests.servers.process import REPOSITORY
@@ -176,6 +180,21 @@ def test_a_restore_that_died_before_it_fenced_the_former_life_is_fenced_before_a
     assert present.stopped is None
 
 
+def test_a_verification_of_the_former_life_writes_nothing_into_the_new_one(restored, admin):
+    store, _ = restored
+    Installation.objects.update(read_only=backup.LOADED)
+    late = Verification.objects.create(store=store, actor="test", state="Running", epoch=3, lease_until="2100-01-01T00:00:00Z")
+    recovery.reconcile(actor=admin)
+    with pytest.raises(Stopped):
+        rereading.save(late, [{"path": "a", "problem": "missing", "expected": "", "found": ""}])
+    for _ in range(3):  # as often as it may have been taken up in the former life
+        Verification.objects.filter(pk=late.pk).update(lease_until=None, state="Running")
+        verify.run(Verification.objects.get(pk=late.pk))
+        assert not rereading.ours(late).exists()
+    late.refresh_from_db()
+    assert (late.state, late.findings) == ("Finished", [])
+
+
 def test_so_much_that_it_may_be_an_accident_is_written_off_only_when_somebody_says_so(restored, admin):
     _, lose = restored
     lose(25)
@@ -196,6 +215,37 @@ def test_nothing_is_written_off_while_a_store_does_not_answer(restored, admin):
     found = recovery.reconcile(actor=admin)
     assert (found.opened, found.unreachable, living()) == (False, ["silent"], 30)
     assert store.name not in found.unreachable
+
+
+def test_an_export_that_was_retired_since_the_backup_does_not_keep_the_database_closed(restored, admin, settings, tmp_path):
+    settings.ALLOW_PLAIN_EXPORTS = True
+    folder = tmp_path / "export"
+    export = factories.make_store("NFS", name="retired", zone=factories.make_zone(), folder=folder, role=Role.IMAGE_CACHE)
+    objects, _ = restored
+    proven = factories.make_volume([export, objects], proof=Proof.VERIFIED)
+    only = factories.make_volume([export])
+    shutil.rmtree(folder)
+    found = recovery.reconcile(actor=admin)
+    assert (found.opened, found.unreachable, living()) == (False, ["retired"], 32)
+
+    found = recovery.reconcile(actor=admin, gone=["retired"])
+    assert (found.opened, found.gone, found.stores["retired"]["kept"], living()) == (True, ["retired"], 1, 32)
+    assert [ref.store.name for ref in VolumeStoreRef.objects.filter(item=proven, state="Ready")] == ["objects"]
+    assert [ref.store.name for ref in VolumeStoreRef.objects.filter(item=only, state="Ready")] == ["retired"]
+    assert holds.recount() == []
+
+    Installation.objects.update(read_only=backup.RESTORED)
+    VolumeStoreRef.objects.filter(item=only).update(state="Destroyed")
+    assert recovery.reconcile(actor=admin, gone=[str(export.uuid)]).opened
+    export.refresh_from_db()
+    assert export.state == StoreState.REMOVED
+
+
+def test_a_store_that_answers_is_compared_whoever_calls_it_gone(restored, admin):
+    store, lose = restored
+    lose(3)
+    found = recovery.reconcile(actor=admin, gone=[store.name])
+    assert (found.gone, found.stores["objects"]["vanished"], living()) == ([], 3, 27)
 
 
 def test_only_an_administrator_restores(restored, operator):

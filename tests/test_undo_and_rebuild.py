@@ -148,7 +148,8 @@ def test_an_older_backup_comes_back_in_line_with_its_stores(
     file = str(tmp_path / "cloud.backup")
     old = run(full, "old", "before", folder=str(tmp_path), target=store, file=file)
     if target == "sqlite":
-        for death in ("restore.ring-placed", "restore.before-commit", "restore.loaded"):
+        in_restore = ("restore.ring-placed", "restore.before-commit", "restore.loaded")
+        for death in (*in_restore, "delete.written-off", "restore.before-open"):
             run(empty, "new", "after", die_at=death, file=file, late=old["late"])
     new = run(empty, "new", "after", file=file, late=old["late"])
 

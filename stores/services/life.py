@@ -20,8 +20,8 @@ from stores.states import (
     next_state,
 )
 
-_EPOCHS = 100_000
-"""More than a transfer is ever claimed."""
+EPOCHS = 100_000
+"""More than a row is ever claimed."""
 
 
 def begin() -> None:
@@ -30,7 +30,7 @@ def begin() -> None:
 
     A late worker's changes carry an epoch that no row has any more, and its uploads a number that no row gets again.
     """
-    Transfer.objects.update(epoch=F("epoch") + _EPOCHS)
+    Transfer.objects.update(epoch=F("epoch") + EPOCHS)
     Transfer.objects.filter(state=TransferState.RUNNING).update(
         state=next_state(TRANSFER_TRANSITIONS, TransferState.RUNNING, TransferEvent.RELEASE),
         worker=None,

@@ -32,6 +32,13 @@ class Command(ServiceCommand):
             metavar="STORE",
             help="name or uuid of a store whose many missing items are really gone",
         )
+        parser.add_argument(
+            "--gone",
+            action="append",
+            default=[],
+            metavar="STORE",
+            help="name or uuid of a store that does not answer and never will, as an export that was retired since",
+        )
 
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
         if (options["file"] is None) != options["reconcile"]:
@@ -47,10 +54,10 @@ class Command(ServiceCommand):
             )
             if options["stay_read_only"]:
                 return None
-        return self._reconcile(actor, options["accept_vanished"])
+        return self._reconcile(actor, options["accept_vanished"], options["gone"])
 
-    def _reconcile(self, actor: Actor, accepted: list[str]) -> int | None:
-        found = recovery.reconcile(actor=actor, accept_vanished=accepted)
+    def _reconcile(self, actor: Actor, accepted: list[str], gone: list[str]) -> int | None:
+        found = recovery.reconcile(actor=actor, accept_vanished=accepted, gone=gone)
         if self.as_json:
             self.say("", asdict(found))
         else:
@@ -63,7 +70,9 @@ class Command(ServiceCommand):
         for name in found.undecided:
             self.stderr.write(f"Much is gone from {name}: if that is right, add --accept-vanished {name}; else mend the store.")
         for name in found.unreachable:
-            self.stderr.write(f"{name} could not be compared: mend what is said above.")
+            self.stderr.write(
+                f"{name} could not be compared: mend what is said above, or add --gone {name} if it is gone for good."
+            )
         self.stderr.write("The database stays read-only. Then: manage.py restore --reconcile")
         return 4
 
