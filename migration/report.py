@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
@@ -68,14 +68,17 @@ def as_json(row: Decommission) -> Iterator[str]:
 
 
 def as_csv(row: Decommission) -> Iterator[str]:
-    """A line for each file, with the names of the columns in the first; files that no ref knew come last, without a hash."""
-    columns = [*_COLUMNS, "accepted_by"]
-    yield _csv_line(columns)
+    """A line for each file, with the names of the columns in the first; files that no ref knew come last, without a hash. Who
+    accepted an exception stands on each line that it is about."""
+    yield _csv_line([*_COLUMNS, "store_url", "accepted_by"])
+    urls = {place["id"]: place["url"] for place in map(_place, _stores_of(row))}
     for line in _lines(row):
-        yield _csv_line([*(line[name] if line[name] is not None else "" for name in _COLUMNS), ""])
+        unread = line["original_read_at"] is None or line["copy_read_at"] is None
+        values = (line[name] if line[name] is not None else "" for name in _COLUMNS)
+        yield _csv_line([*values, urls[line["store"]], row.actor if unread else ""])
     for found in _pages(row.unknown.all()):
-        values = {"kind": "unknown", "original": found.path, "size": found.size}
-        yield _csv_line([*(values.get(name, "") for name in _COLUMNS), row.acknowledged_by])
+        known = {"kind": "unknown", "original": found.path, "size": found.size}
+        yield _csv_line([*(known.get(name, "") for name in _COLUMNS), "", row.acknowledged_by])
 
 
 def as_sums(row: Decommission) -> Iterator[str]:
@@ -122,13 +125,12 @@ def _lines(row: Decommission) -> Iterator[dict[str, Any]]:
 
 
 def _header(row: Decommission) -> dict[str, Any]:
-    copies = ImageStore.objects.filter(pk__in=RetiredFile.objects.filter(decommission=row).values("copy_store"))
     return {
         "format": FORMAT,
         "version": 1,
         "id": str(row.uuid),
         "retired": _place(row.store),
-        "stores": [_place(store) for store in copies.order_by("pk")],
+        "stores": [_place(store) for store in _stores_of(row)],
         "asked_by": row.actor,
         "asked_at": _moment(row.created),
         "signed_at": _moment(row.ended_at),
@@ -163,6 +165,12 @@ def exceptions(row: Decommission) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _stores_of(row: Decommission) -> QuerySet[ImageStore]:
+    """Where the proven copies are."""
+    copies = RetiredFile.objects.filter(decommission=row).values("copy_store")
+    return ImageStore.objects.filter(pk__in=copies).select_related("zone").order_by("pk")
 
 
 def _place(store: ImageStore) -> dict[str, Any]:
@@ -217,11 +225,34 @@ class Checked:
             self.findings.append({"path": path, **found})
 
 
-def stores_named_in(path: Path) -> list[str]:
-    """Ids of the stores that a report says its files are on; none where it does not say."""
+def stores_named_in(path: Path) -> list[ImageStore]:
+    """The stores that a report says its files are on; none where it does not say. Raises Missing where this cloud lacks one."""
+    known = list(ImageStore.objects.filter(removed=None).select_related("zone"))
+    found = []
+    for place in _places(path):
+        store = next(_at(place, known), None)
+        if store is None:
+            message = f"The report says that files are on {_name_of(place)}, which is no store of this cloud."
+            raise Missing(message, remedy="Add it (store_add), or name the store that has them with --store.", field="store")
+        found.append(store)
+    return found
+
+
+def _places(path: Path) -> list[dict[str, Any]]:
     with _opened(path) as file:
         first = file.readline()
-    return [store["id"] for store in _parsed_header(path, first)["stores"]] if first.startswith("{") else []
+    return list(_parsed_header(path, first)["stores"]) if first.startswith("{") else []
+
+
+def _at(place: Mapping[str, Any], stores: Sequence[ImageStore]) -> Iterator[ImageStore]:
+    """Of these stores the one that a report names; a database that was rebuilt knows it by another id."""
+    yield from (store for store in stores if str(store.uuid) == place["id"])
+    alike = (store for store in stores if store.image_provider_name == place.get("provider"))
+    yield from (store for store in alike if driver_for(store).display_url == place.get("url"))
+
+
+def _name_of(place: Mapping[str, Any]) -> str:
+    return f"{place.get('name', 'a store')} ({place.get('url', place['id'])})"
 
 
 _Entry = tuple[str, str, int | None]
@@ -243,17 +274,21 @@ class _Unfit:
 def check(path: Path, store: ImageStore) -> Checked:
     """Read every file of a report (JSON or SHA256SUMS) from the store again; asks the database for the store's access only.
 
-    Of a report about several stores only what it says is on this one. Raises Invalid for a file that is no report or is cut
-    off, StoreError where the store does not answer.
+    Of a report about several stores only what it says is on this one. Raises Invalid for a file that is no report, is cut off,
+    or says nothing of this store, StoreError where the store does not answer.
     """
     result = Checked()
     driver = driver_for(store)
     driver.check()
-    several = len(stores_named_in(path)) > 1
+    places = _places(path)
+    part = next((place["id"] for place in places if any(_at(place, [store]))), "") if len(places) > 1 else ""
+    if len(places) > 1 and not part:
+        message = f"The report says of none of its files that it is on {store.name}."
+        raise Invalid(message, remedy=f"It names {', '.join(map(_name_of, places))}.", field="store")
     engine = CopyEngine(lanes=1)
     control = Control()
     try:
-        for entry in _entries(path, str(store.uuid) if several else ""):
+        for entry in _entries(path, part):
             result.files += 1
             if isinstance(entry, _Unfit):
                 result.tell(f"line {entry.line} of the report", entry.as_difference())

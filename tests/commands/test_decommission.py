@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import uuid
 
 import pytest
 
@@ -79,7 +80,8 @@ def test_from_the_request_to_the_last_file(run, filled, tmp_path):
     rows = list(csv.DictReader((tmp_path / "report" / "retired-nfs-east.csv").read_text().splitlines()))
     assert len(written) == 3
     assert len(found["items"]) == len(rows) - 1 == found["end"]["files"] == 4
-    assert rows[-1]["original"] == "notes.txt"
+    assert (rows[-1]["original"], rows[-1]["accepted_by"] != "") == ("notes.txt", True)
+    assert {(row["store_url"], row["accepted_by"]) for row in rows[:-1]} == {("memory://objects", "")}
     for item, row in zip(found["items"], rows[:-1], strict=True):
         assert (row["sha256"], row["key"], row["proof"]) == (item["sha256"], item["key"], "verified")
         assert None not in item.values()
@@ -128,6 +130,25 @@ def test_report_is_checked_by_sha256sum_and_by_us_from_the_file_alone(run, fille
         ["sha256sum", "-c", str(sums)], cwd=tmp_path / "fetched", capture_output=True, text=True, check=False
     )
     assert (checked.returncode, f"{key}: FAILED" in checked.stdout) == (1, True)
+
+
+def test_report_says_nothing_of_a_store_that_it_does_not_name(run, filled, tmp_path):
+    ready_to_retire(filled)
+    run("store_decommission", "nfs-east", "--yes", "--wait")
+    run("store_decommission", "nfs-east", "--report", str(tmp_path))
+    path, objects = tmp_path / "retired-nfs-east.json", ImageStore.objects.get(scope="REGION")
+    path.write_text(path.read_text().replace(str(objects.uuid), str(uuid.uuid4())))  # the database was rebuilt since
+    assert run("migration_verify", "--report", str(path), "--json").json()["files"] == 4
+
+    first, rest = path.read_text().split("\n", 1)
+    header = json.loads(first.removesuffix(', "items": [') + "}")
+    header["stores"].append({"name": "second", "id": str(uuid.uuid4()), "provider": "Memory", "url": "memory://second"})
+    path.write_text(json.dumps(header)[:-1] + ', "items": [\n' + rest)
+    ended = run("migration_verify", "--report", str(path))
+    assert (ended.code, "second (memory://second), which is no store of this cloud" in ended.err) == (3, True)
+    ended = run("migration_verify", "--report", str(path), "--store", "cache-east")
+    assert (ended.code, "none of its files that it is on cache-east" in ended.err) == (2, True)
+    assert run("migration_verify", "--report", str(path), "--store", "objects", "--json").json()["files"] == 4
 
 
 def test_report_that_is_cut_off_or_none_at_all_is_refused(run, filled, tmp_path):

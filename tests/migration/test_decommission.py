@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from datetime import timedelta
@@ -217,6 +218,9 @@ def test_only_a_sample_is_read_by_choice_and_the_report_says_so(store, admin):
     assert row.totals["not_read_again"] == 4
     (exception,) = json.loads("".join(report.as_json(row)))["exceptions"]
     assert ("0.01 %" in exception["what"], exception["files"], exception["accepted_by"]) == (True, 4, admin.name)
+    lines = list(csv.DictReader("".join(report.as_csv(row)).splitlines()))
+    told = {(bool(line["original_read_at"]), line["copy_read_at"], line["accepted_by"], line["store_url"]) for line in lines}
+    assert told == {(True, "", admin.name, "memory://objects")}
 
 
 def test_an_original_that_nobody_hashed_is_read_whatever_the_sample(store, admin, filled):

@@ -62,8 +62,7 @@ class Command(ServiceCommand):
         return 10 if row.findings_count else None
 
     def _compare(self, path: Path, wanted: str | None) -> int | None:
-        named = [wanted] if wanted else report.stores_named_in(path)
-        stores = [find_store(name) for name in named] or [_object_store()]
+        stores = [find_store(wanted)] if wanted else report.stores_named_in(path) or [_object_store()]
         failed = False
         for store in stores:
             with store_errors():
