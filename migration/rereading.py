@@ -90,7 +90,7 @@ def next_refs(row: Verification, kind: Kind, refs: QuerySet[Any], states: Sequen
 
 def sampled(identity: bytes, row: Verification) -> bool:
     """The same items on every run of one verification, other ones on the next."""
-    return zlib.crc32(identity + row.uuid.bytes) % 10_000 < row.sample_percent * 100
+    return zlib.crc32(identity + row.uuid.bytes) * 100 < row.sample_percent * 2**32
 
 
 def proven_copies(kind: Kind) -> QuerySet[Any]:

@@ -36,8 +36,6 @@ from stores.states import READABLE, Proof, RefState, StoreState
 log = logging.getLogger(__name__)
 
 RUN = "migration.tasks.run_verification"
-_LEAST_PERCENT = 0.01
-"""What `sampled` can tell from nothing."""
 _REFUSED_SECONDS = 300
 
 
@@ -77,7 +75,7 @@ def schedule_drift_checks() -> None:
     for store in stores.exclude(pk__in=recent.filter(mode=Verification.CONTENT).values("store")):
         budget = settings.REHASH_BYTES_PER_DAY if store.created <= since else 0
         percent = 100.0 if _unread(store) else 100.0 * budget / max(1, store.bytes)
-        if store.bytes and percent >= _LEAST_PERCENT:
+        if store.bytes and percent:
             _begin_daily(store, Verification.CONTENT, min(100.0, percent), since)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import uuid
 from contextlib import suppress
 from datetime import timedelta
@@ -182,6 +183,37 @@ def test_checks_are_scheduled_once_a_day_within_the_budget(settings, tmp_path):
     Verification.objects.update(created=timezone.now() - timedelta(days=2))
     verify.schedule_drift_checks()
     assert [row.mode for row in Verification.objects.order_by("pk")[2:]] == ["listing"]
+
+
+def test_a_sample_is_taken_of_a_store_however_small_the_budget_is_beside_it(settings):
+    store = factories.make_store("Memory", name="objects")
+    factories.make_volume([store], size=50_000, proof=Proof.VERIFIED)
+    settings.REHASH_BYTES_PER_DAY = 1
+    make_stores_older()
+    verify.schedule_drift_checks()
+    row = Verification.objects.get(mode=Verification.CONTENT)
+    assert row.sample_percent == pytest.approx(0.002)
+    row.uuid = uuid.UUID(int=1)
+    identities = random.Random(7)
+    chosen = sum(rereading.sampled(identities.randbytes(16), row) for _ in range(200_000))
+    assert 1 <= chosen <= 10
+
+
+def test_what_was_touched_all_over_is_read_again_as_far_as_the_budget_goes(settings, tmp_path):
+    store = factories.make_store("NFS", name="export", zone=factories.make_zone(), folder=tmp_path / "export")
+    objects = factories.make_store("Memory", name="objects")
+    for _ in range(3):
+        volume = factories.make_volume([store])
+        (file,) = KINDS[Kind.VOLUME].ref.objects.get(item=volume).files.all()
+        content = factories.content(volume.name)
+        factories.make_ref(Kind.VOLUME, volume, objects, file.ref.install_path, {file.path: content}, proof=Proof.VERIFIED)
+        os.utime(tmp_path / "export" / file.path)
+    settings.REHASH_BYTES_PER_DAY = 1
+    row = Verification.objects.create(store=store, actor="test", mode=Verification.LISTING)
+    verify.run(row)
+    row.refresh_from_db()
+    assert [finding["problem"] for finding in row.findings] == ["changed"] * 3
+    assert row.bytes_checked == len(content)
 
 
 def test_a_store_that_was_removed_is_verified_no_more(operator):
