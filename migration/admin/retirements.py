@@ -15,6 +15,7 @@ from cloudstorage.console.forms import Field, ask, confirm, percentage, whole_nu
 from cloudstorage.console.pages import action, actor_of, fragment, keyset, page, redirect, show
 from cloudstorage.errors import Invalid
 from migration import decommission, report
+from migration.admin.checklist import Lines, checked
 from migration.admin.verifications import FINDINGS_SHOWN
 from migration.api.decommissions import respond
 from migration.models import Decommission
@@ -23,6 +24,17 @@ from stores.admin.stores import store_of
 from stores.models import heavy
 
 RUNNING = (DecommissionState.CHECKING, DecommissionState.DELETING)
+CHECKLIST: Lines = (
+    (("uncommitted",), "No conversion needs its originals for the way back."),
+    (("unproven",), "Every copy on it is proven on a store of record."),
+    (("damaged",), "No copy on it is known to be missing, or other than what was proven."),
+    (("held",), "Nobody holds a copy on it."),
+    (("unfinished", "transfers"), "Nothing is being copied from it or to it, written or deleted."),
+    (("scan",), "No scan of it waits or runs."),
+    (("last-staging-store",), "Its zone can do without it."),
+)
+OTHER_STORES: Lines = ((("not-",), "It is a staging store in use."),)
+"""Where it is none, nothing else was asked."""
 
 
 def row_of(number: uuid.UUID) -> Decommission:
@@ -64,7 +76,13 @@ def retire(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
 
     blockers = decommission.plan(actor=actor_of(request), store=store)
     title = f"Retire {store.name}?"
-    words: dict[str, Any] = {"store": store, "blockers": blockers, "back": ("console:store", number)}
+    other = any(found.code.startswith("not-") for found in blockers)
+    words: dict[str, Any] = {
+        "store": store,
+        "blockers": blockers,
+        "checks": checked(OTHER_STORES if other else [*OTHER_STORES, *CHECKLIST], blockers),
+        "back": ("console:store", number),
+    }
     return ask(request, fields, do, title=title, template="console/retire.html", **words)
 
 

@@ -16,6 +16,7 @@ from cloudstorage.errors import Blocked, Conflict, Invalid, ServiceError, plain
 from migration import commit as commits
 from migration import rollback as rollbacks
 from migration.admin import next_step
+from migration.admin.checklist import Lines, checked
 from migration.models import Conversion, Rollback
 from migration.states import ConversionState
 
@@ -26,6 +27,13 @@ CHECKLIST = (
     (("drain-paused",), "No drain is paused."),
     (("reused-not-checked", "reused-differs"), "What is reused of an earlier conversion is where it was."),
     (("not-verified", "differences"), "The object store was read back since the conversion, without a difference."),
+)
+WAY_BACK: Lines = (
+    (("no-exports", "export-unreachable"), "The exports of before are there and answer."),
+    (("target-full", "read-only"), "They have room for what comes home, and take it."),
+    (("object-store-unreachable",), "What has to be read from the object store can be."),
+    (("cannot-go-home",), "All that was made since has an export to go to."),
+    (("damaged",), "No original, and no only copy, is known to be damaged or missing."),
 )
 
 
@@ -148,9 +156,10 @@ def _blockers(plan: Any) -> dict[str, Any]:
     found = [plain(finding) for finding in plan.findings] if plan is not None else []
     blockers = [finding for finding in found if finding["severity"] == "blocker"]
     return {
+        "checks": checked(WAY_BACK, plan.findings) if plan is not None else [],
         "hard": [finding for finding in blockers if not finding["overridable"]],
         "soft": [finding for finding in blockers if finding["overridable"]],
-        "notes": [finding for finding in found if finding["severity"] != "blocker"],
+        "notes": [finding for finding in found if finding["severity"] == "info"],
         "bytes_home": sum(entry["bytes"] for entry in plan.home.values()) if plan is not None else 0,
         "items_home": sum(entry["items"] for entry in plan.home.values()) if plan is not None else 0,
         "figures": [(kind, plan.home[kind], plan.born[kind], plan.deleted[kind], plan.promised[kind], plan.kept[kind])

@@ -33,6 +33,11 @@ def test_a_store_that_is_needed_shows_why_and_no_button(filled, sign_in):
     page = client.get(where).content.decode()
     assert "the originals on nfs-east are the way back" in page
     assert "last staging store of zone east" in page
+    assert "No scan of it waits or runs." in page, "what is so stands in the checklist, too"
+    assert "Its zone can do without it." not in page
+    objects = client.get(reverse("console:retire", args=[ImageStore.objects.get(name="objects").uuid])).content.decode()
+    assert "It is a staging store in use." not in objects
+    assert "No scan of it" not in objects, "nobody asked"
     assert "Read everything again" not in page
     refused = client.post(where, {"typed": "nfs-east", "sample_percent": "100"})
     assert (refused.status_code, Decommission.objects.count()) == (409, 0)
@@ -43,7 +48,10 @@ def test_from_the_question_to_the_report_and_the_trash(filled, sign_in):
     (filled.folder("east") / "notes.txt").write_bytes(b"of somebody")
     client = sign_in("storage-admin")
     where = reverse("console:retire", args=[store.uuid])
-    assert Strict(client.get(where).content.decode()).faults == []
+    asked = " ".join(client.get(where).content.decode().split())
+    assert Strict(asked).faults == []
+    assert "nfs-east takes nothing new from now on, and leaves the cloud once everything on it was read again" in asked
+    assert "Every copy on it is proven on a store of record." in asked
     back = client.post(where, {"typed": "nfs-east", "sample_percent": "100", "do": "back"})
     assert (back.headers["Location"], Decommission.objects.count()) == (f"/stores/{store.uuid}/", 0)
     for wrong in ({"typed": "nfs", "sample_percent": "100"}, {"typed": "nfs-east", "sample_percent": "all"}):

@@ -110,6 +110,8 @@ def test_a_full_export_leaves_no_button_to_press(cloud, sign_in, monkeypatch):
     page = text(client.get(url))
     assert "not enough" in page
     assert "Add space to the export" in page
+    assert "They have room for what comes home" not in page
+    assert "The exports of before are there and answer." in page
     assert 'name="typed"' not in page
     refused = client.post(url, {"typed": "objects", "do": "rollback"})
     assert (refused.status_code, state()) == (409, "Converted")
