@@ -23,7 +23,7 @@ from migration.drafts import rules_of
 from migration.models import Conversion, Drain, Preflight
 from migration.rules import of_drain
 from migration.states import CONVERSION_TRANSITIONS, ENDED_DRAINS, ConversionState
-from stores.models import Transfer
+from stores.models import Transfer, heavy
 from stores.services.windows import hours
 from stores.states import TransferState, allowed_events
 
@@ -58,7 +58,7 @@ def conversion_page(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
         "console/conversion.html",
         title=f"Conversion to {row.object_store.name}",
         row=row,
-        stores=row.stores.select_related("store__zone"),
+        stores=list(row.stores.select_related("store__zone").defer(*heavy("store")).order_by("store__name")),
         drain=last,
         progress=progress,
         earlier=_listed(own[1:]),

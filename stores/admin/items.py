@@ -30,6 +30,7 @@ from stores.services.undelete import undeletable, undelete_item
 from stores.states import LIVE_REF_STATES, PROVEN, READABLE, RefState
 
 FILES_SHOWN = 100
+COPIES_SHOWN = 20
 AT_ONCE = 200
 """Items that one press of a button takes."""
 LIST = listing("item_list", "q", "store", "state", "zone")
@@ -214,7 +215,8 @@ def item_page(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpRespons
         title=item.name,
         kind=of,
         item=item,
-        copies=[(chip, files.get(chip["ref"].pk, [])) for chip in chips],
+        copies=[(chip, files.get(chip["ref"].pk, [])) for chip in chips[:COPIES_SHOWN]],
+        copies_count=len(chips),
         names=names,
         chain=[(link, places.get(link.item.pk, []) if link.item else []) for link in links],
         reasons=[] if item.removed else reasons(of, item),

@@ -17,7 +17,7 @@ from django.urls import reverse
 from cloudstorage.actors import ActorRole
 from cloudstorage.commands import bytes_from, exact_bytes
 from cloudstorage.console.forms import Field, ask, confirm, filled, misplaced
-from cloudstorage.console.pages import action, actor_of, draft_of, drop_draft, keep_draft, page, redirect, show
+from cloudstorage.console.pages import action, actor_of, draft_of, drop_draft, keep_draft, keyset, page, redirect, show
 from cloudstorage.errors import Blocked, ServiceError, plain
 from stores.admin.scans import findings_of
 from stores.drivers.base import StoreDriver
@@ -50,8 +50,9 @@ def staging_list(request: HttpRequest) -> HttpResponse:
 def _list(request: HttpRequest, role: Role) -> HttpResponse:
     title = "Secondary Storage" if role == Role.IMAGE else "Staging Store"
     stores = ImageStore.objects.with_usage().filter(role=role, removed=None).select_related("zone")
-    stores = stores.defer(*heavy())
-    return show(request, "console/stores.html", title=title, stores=stores[:200], staging=role == Role.IMAGE_CACHE)
+    found = keyset(request, stores.defer(*heavy()))
+    rows = sorted(found.rows, key=lambda store: store.name)
+    return show(request, "console/stores.html", title=title, stores=rows, slice=found, staging=role == Role.IMAGE_CACHE)
 
 
 # --- one store -------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from stores.states import TransferState
 
 AT_ONCE = 200
 """Transfers that one press of a button takes."""
+REACH_SHOWN = 6
+"""Of a worker's stores, those that it does not reach first."""
 
 LIST = listing("transfer_list", "state", "cause", "batch")
 COLUMNS = {
@@ -127,7 +129,10 @@ def workers() -> list[dict[str, Any]]:
     found = []
     for worker in recent.annotate(lives=living).order_by(F("stopped").asc(nulls_first=True), "-heartbeat")[:100]:
         health = "stopped" if worker.stopped else "alive" if worker.lives else "silent"
-        found.append({"worker": worker, "health": health, "reach": list(worker.reach.all())})
+        reach = sorted(worker.reach.all(), key=lambda seen: (seen.ok, seen.store.name))
+        reached, more = (sum(seen.ok for seen in some) for some in (reach, reach[REACH_SHOWN:]))
+        counts = {"reached": reached, "reached_more": more, "unreached_more": len(reach[REACH_SHOWN:]) - more}
+        found.append({"worker": worker, "health": health, "reach": reach, **counts})
     return found
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from cloudstorage.models import ApiToken, AuditEvent
-from migration.models import Verification
-from stores.models import KINDS, Kind, Template, TemplateZoneRef, Transfer
+from migration import conversion, homeward
+from migration.models import ConversionStore, Preflight, Verification
+from migration.preflight import preflight
+from stores.models import KINDS, ImageStore, Kind, Template, TemplateZoneRef, Transfer, Worker, WorkerReach, Zone
 from stores.states import TransferState
 from tests.console.access import LOOK, address
+from tests.console.conftest import CANARY
 
 pytestmark = pytest.mark.db
 
@@ -64,13 +70,83 @@ def crowd(cloud):
     return cloud
 
 
-def test_no_page_grows_with_its_rows(crowd, sign_in):
-    client = sign_in("storage-admin", "auditor")
-    sizes, costs = {}, {}
+def exports_of_zones() -> list[ImageStore]:
+    """Hundreds of zones with a staging store each, and dozens of workers that reach all of these or none."""
+    zones = Zone.objects.bulk_create(Zone(name=f"zone-with-a-rather-long-name-{number}") for number in range(MANY))
+    stores = ImageStore.objects.bulk_create(
+        ImageStore(
+            name=f"export-with-a-rather-long-name-{number}", image_provider_name="NFS", protocol="nfs", zone=zone, scope="ZONE",
+            url=f"nfs://filer-{number}.storage.example.org/export/secondary", role="ImageCache", scanned_at=timezone.now(),
+            total_size=2**40, used_bytes=2**39,
+        )
+        for number, zone in enumerate(zones)
+    )  # fmt: skip
+    workers = Worker.objects.bulk_create(Worker(hostname=f"worker-{number}.example.org", pid=number) for number in range(40))
+    WorkerReach.objects.bulk_create(
+        (WorkerReach(worker=worker, store=store, ok=bool(worker.pid % 2), error=WORDS) for worker in workers for store in stores),
+        batch_size=2000,
+    )
+    return stores
+
+
+@pytest.fixture
+def wide(cloud, monkeypatch):
+    """The tests' cloud, with hundreds of zones, all of which the conversion concerned and where the template is, too."""
+    monkeypatch.setattr(homeward, "_measure", lambda homes, drivers: None)
+    stores = exports_of_zones()
+    ConversionStore.objects.bulk_create(
+        ConversionStore(conversion=cloud.conversion, store=store, former_role="Image", former_readonly=False) for store in stores
+    )
+    ref = KINDS[Kind.TEMPLATE].ref
+    refs = ref.objects.bulk_create(
+        ref(item=cloud.template, store=store, install_path="template/tmpl/2/9/", state="Ready", proof="adopted", size=5000)
+        for store in stores
+    )
+    objects = cloud.conversion.object_store
+    Transfer.objects.bulk_create(
+        Transfer(
+            kind="template", item_id=cloud.template.pk, source=here.store, target=objects, source_ref_id=here.pk,
+            target_ref_id=here.pk, batch=cloud.drain.batch, state=TransferState.PROVEN, proof="verified",
+            bytes_total=5000, bytes_done=5000,
+        )
+        for here in refs
+    )  # fmt: skip
+    report = Preflight.objects.get(pk=cloud.report.pk)
+    zone = report.report["zones"][0]
+    report.report["zones"] = [{**zone, "zone": f"zone-with-a-rather-long-name-{number}"} for number in range(MANY)]
+    report.save()
+    return cloud
+
+
+def looks(client, cloud) -> dict[str, tuple[int, int]]:
+    """By page that is too large or too dear: its size and the number of its queries."""
+    found = {}
     for name in LOOK.keys() - DOWNLOADS:
-        url = address(crowd, name)
         with CaptureQueriesContext(connection) as seen:
-            answer = client.get(url)
-        sizes[name], costs[name] = len(answer.content), len(seen)
-    assert {name: size for name, size in sizes.items() if size >= 100_000} == {}
-    assert {name: cost for name, cost in costs.items() if cost > 30} == {}
+            answer = client.get(address(cloud, name))
+        if len(answer.content) >= 100_000 or len(seen) > 30:
+            found[name] = len(answer.content), len(seen)
+    return found
+
+
+def test_no_page_grows_with_its_rows(crowd, sign_in):
+    assert looks(sign_in("storage-admin", "auditor"), crowd) == {}
+
+
+def test_no_page_grows_with_zones_stores_and_workers(wide, sign_in):
+    assert looks(sign_in("storage-admin", "auditor"), wide) == {}
+
+
+def test_the_review_does_not_grow_with_zones(before, admin, target, sign_in, monkeypatch):
+    report = preflight(actor=admin, **target | {"details": {"password": CANARY}})
+
+    def of_many_zones(**given):
+        plan = conversion.convert(**given)
+        return replace(
+            plan, zones=[{**plan.zones[0], "zone": f"zone-with-a-rather-long-name-{number}"} for number in range(MANY)]
+        )
+
+    monkeypatch.setattr("migration.admin.wizard.conversions", SimpleNamespace(convert=of_many_zones))
+    answer = sign_in("storage-admin").get(f"/migration/preflights/{report.uuid}/review/")
+    assert b"Exact changes" in answer.content
+    assert len(answer.content) < 100_000
