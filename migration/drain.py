@@ -551,7 +551,17 @@ def _zones(rows: Any) -> list[dict[str, Any]]:
     grouped = rows.exclude(state=TransferState.CANCELLED).values("source__zone__name", "state")
     for row in grouped.annotate(n=Count("pk"), total=Sum("bytes_total"), done=Sum("bytes_done")).order_by("source__zone__name"):
         name = row["source__zone__name"] or "region"
-        counts = ("items", "items_proven", "items_running", "items_failed", "bytes", "proven", "copied", "remaining")
+        counts = (
+            "items",
+            "items_proven",
+            "items_running",
+            "items_failed",
+            "items_remaining",
+            "bytes",
+            "proven",
+            "copied",
+            "remaining",
+        )
         zone = zones.setdefault(name, {"zone": name, **dict.fromkeys(counts, 0)})
         zone["items"] += row["n"]
         zone["bytes"] += row["total"] or 0
@@ -564,6 +574,7 @@ def _zones(rows: Any) -> list[dict[str, Any]]:
             zone["items_running"] += row["n"] if row["state"] == TransferState.RUNNING else 0
             zone["copied"] += row["done"] or 0
     for zone in zones.values():
+        zone["items_remaining"] = zone["items"] - zone["items_proven"]
         zone["remaining"] = zone["bytes"] - zone["proven"] - zone["copied"]
     return list(zones.values())
 

@@ -103,10 +103,13 @@ def _read_fields(row: Drain) -> list[Field]:
 
 @page("migration/drains/<uuid:number>/live/", "drain_live")
 def live(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
-    """The part that changes, for polling."""
-    context = _live(drain_of(number), request)
-    template = "console/drain_small.html" if "small" in request.GET else "console/drain_live.html"
-    return fragment(request, template, **context)
+    """The part that changes, for polling: of its own page, or with `?small` of the overview."""
+    row = drain_of(number)
+    if "small" not in request.GET:
+        return fragment(request, "console/drain_live.html", **_live(row, request))
+    now = drains.progress(row)
+    step = next_step.shown(request, row.conversion, row, now) if _is_last(row) else {}
+    return fragment(request, "console/drain_small.html", running=now.state in LIVE, drain=row, now=now, **step)
 
 
 @action("migration/drains/<uuid:number>/start/", "drain_start")

@@ -15,8 +15,9 @@ from cloudstorage.models import AuditEvent
 from migration import drain
 from migration.models import Conversion, Drain
 from migration.states import ConversionState, DrainState
-from stores.models import KINDS, Kind, Transfer, TransferBatch
+from stores.models import KINDS, ImageStore, Kind, Transfer, TransferBatch, Worker
 from stores.states import TransferState
+from tests.factories import make_worker
 
 pytestmark = pytest.mark.db
 
@@ -75,6 +76,26 @@ def test_the_live_page_tells_what_is_only_on_nfs_and_what_the_way_back_costs(clo
     assert "There is none from here: the conversion is Committed" in text(client.get(address))
 
 
+def test_the_overviews_live_part_carries_the_next_step(cloud, sign_in):
+    Drain.objects.update(state=DrainState.RUNNING)
+    client, part = sign_in("viewer"), reverse("console:drain_live", args=[cloud.drain.uuid]) + "?small=1"
+
+    def told() -> list[list[str]]:
+        return [re.findall(r'<h2 id="next">(.*?)</h2>', client.get(where).content.decode()) for where in ("/", part)]
+
+    assert told() == [["Next: See what failed"]] * 2
+    Worker.objects.update(heartbeat="2020-01-01T00:00Z")
+    assert told() == [["Next: Start a worker"]] * 2
+    make_worker(*ImageStore.objects.all())
+    Transfer.objects.update(state=TransferState.QUEUED)
+    assert told() == [["Next: Follow the drain"]] * 2
+    assert "Open the live page" in text(client.get(part))
+    drain.cancel(actor=cloud.admin, drain=cloud.drain)
+    assert (client.get(part).status_code, told()) == (286, [["Next: Plan the rest"]] * 2)
+    drain.plan(actor=cloud.admin, conversion=cloud.conversion)
+    assert told() == [["Next: Start the drain"], []], "the part of a drain that is not the last tells nothing of what follows"
+
+
 def test_a_closed_window_is_told_with_its_zone_and_when_it_opens_for_the_reader(cloud, sign_in):
     another_day = (timezone.now() + timedelta(days=3)).strftime("%a")
     TransferBatch.objects.update(window=f"{another_day} 00:00-24:00", time_zone="Asia/Kathmandu")
@@ -121,6 +142,7 @@ def test_zones_tell_items_and_bytes_apart(cloud):
     assert sum(zone["items_failed"] for zone in zones.values()) == 1
     east = zones["east"]
     assert (east["items_running"], east["copied"], east["remaining"]) == (1, 40, east["bytes"] - 40)
+    assert east["items_remaining"] == east["items"] - east["items_proven"]
 
 
 def test_failures_of_one_cause_are_tried_again_without_the_others(cloud, sign_in):
