@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from cloudstorage import audit, checkpoints
 from cloudstorage.actors import SYSTEM, Actor, ActorRole
+from cloudstorage.commands import human_age
 from cloudstorage.errors import Blocked, Busy, Conflict
 from cloudstorage.inserting import insert_select
 from migration import standstill, verify
@@ -112,7 +113,7 @@ def advance_state(conversion: Conversion, event: ConversionEvent, *, dry_run: bo
     if target is None:
         allowed = allowed_events(CONVERSION_TRANSITIONS, state)
         message, remedy = _TOO_LATE[state]
-        when = f" on {row.ended_at:%Y-%m-%d %H:%M}" if row.ended_at else ""
+        when = f" {_age(row.ended_at)} ago" if row.ended_at else ""
         message = message.format(name=row.object_store.name, when=when)
         raise Conflict(f"{event} is not possible: {message}", remedy=remedy, allowed=allowed)
     if not dry_run:
@@ -186,10 +187,14 @@ def _pass_gate(
     return _Gate(name, provider, clean_url, clean, stores, report, accepted, findings)
 
 
+def _age(since: datetime) -> str:
+    return human_age((timezone.now() - since).total_seconds())
+
+
 def _refuse_second() -> None:
     if (found := open_conversion()) is not None:
         raise Conflict(
-            f"The region was converted to {found.object_store.name} on {found.converted_at:%Y-%m-%d %H:%M} and that conversion"
+            f"The region was converted to {found.object_store.name} {_age(found.converted_at)} ago, and that conversion"
             f" ({found.uuid}) is still {found.state}.",
             remedy="Commit it or roll it back before converting again.",
             field="name",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,12 +17,13 @@ from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
-from cloudstorage.commands import human_bytes, human_seconds
+from cloudstorage.commands import human_age, human_bytes, human_seconds
 
 register = template.Library()
 
 UNKNOWN = "\u2013"
 """A dash where nobody knows."""
+_CLOCK = "%Y-%m-%d %H:%M:%S %Z"
 
 _LOOKS: Mapping[str, tuple[str, str]] = {
     # state or word -> (icon, tone)
@@ -73,24 +75,37 @@ def pairs(mapping: Any) -> list[tuple[str, Any]]:
     return list(mapping.items()) if isinstance(mapping, Mapping) else []
 
 
-@register.filter
-def told(value: Any) -> str:
-    """A value out of JSON, for people."""
+def _told(value: Any) -> str:
+    """A value out of JSON, exactly."""
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False) if value else UNKNOWN
     return UNKNOWN if value is None or value == "" else str(value)
 
 
+_OF_BYTES = re.compile(r"(.*_)?bytes|bandwidth|read.limit.*")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+@register.filter
+def told(value: Any, name: str = "") -> str:
+    """A value out of JSON, for the reader of a page: a moment in their zone, bytes by the value's name in IEC units too."""
+    if isinstance(value, str) and _MOMENT.fullmatch(value) and (at := parse_datetime(value)):
+        return f"{timezone.localtime(at):{_CLOCK}}"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1024 and _OF_BYTES.fullmatch(name):
+        return f"{human_bytes(value)} ({value})"
+    return _told(value)
+
+
 def change_in_words(name: str, change: Mapping[str, Any]) -> str:
-    """A difference out of the audit trail: `state: Planned → Canary`."""
-    return f"{name}: {told(change.get('before'))} → {told(change.get('after'))}"
+    """A difference out of the audit trail, exactly: `state: Planned → Canary`."""
+    return f"{name}: {_told(change.get('before'))} → {_told(change.get('after'))}"
 
 
 @register.filter
 def differences(details: Any) -> list[str]:
-    """What an entry of the audit trail says that was changed, each in words."""
+    """What an entry of the audit trail says that was changed, each in the reader's words."""
     changes = details.get("changes") if isinstance(details, Mapping) else None
-    return [change_in_words(name, change) for name, change in pairs(changes)]
+    return [f"{name}: {told(each.get('before'), name)} → {told(each.get('after'), name)}" for name, each in pairs(changes)]
 
 
 @register.filter
@@ -107,15 +122,8 @@ def moment(value: Any) -> SafeString | str:
         return UNKNOWN
     local = timezone.localtime(at)
     seconds = (timezone.now() - at).total_seconds()
-    age = f"in {_rough(-seconds)}" if seconds < 0 else f"{_rough(seconds)} ago" if seconds >= 10 else "just now"
-    return format_html('<time datetime="{}" title="{}">{}</time>', _machine(at), f"{local:%Y-%m-%d %H:%M:%S %Z}", age)
-
-
-def _rough(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    age = f"in {human_age(-seconds)}" if seconds < 0 else f"{human_age(seconds)} ago" if seconds >= 10 else "just now"
+    return format_html('<time datetime="{}" title="{}">{}</time>', _machine(at), f"{local:{_CLOCK}}", age)
 
 
 @register.filter
@@ -123,7 +131,7 @@ def clock(value: Any) -> SafeString | str:
     """A point in time as date and time, in the operator's zone."""
     if not isinstance(value, datetime):
         return UNKNOWN
-    return format_html('<time datetime="{}">{}</time>', _machine(value), f"{timezone.localtime(value):%Y-%m-%d %H:%M:%S %Z}")
+    return format_html('<time datetime="{}">{}</time>', _machine(value), f"{timezone.localtime(value):{_CLOCK}}")
 
 
 def _machine(at: datetime) -> str:

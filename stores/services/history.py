@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
+from cloudstorage.commands import human_age, human_bytes, human_seconds
 from cloudstorage.models import AuditEvent
 from stores.models import KINDS, Hold, Item, ItemEvent, Kind, Transfer, heavy
 from stores.states import Proof, RefState, TransferState
@@ -132,14 +133,14 @@ def _of_transfers(kind: Kind, item: Item, before: datetime | None) -> Iterator[H
         where = f"{row.source.name} → {row.target.name}"
         yield Happening(row.created, "copy planned", "As one of the canary." if row.canary else "", where)
         if row.state == TransferState.RUNNING and row.started_at:
-            done = f"{row.bytes_done} of {row.bytes_total} bytes."
+            done = f"{human_bytes(row.bytes_done)} of {human_bytes(row.bytes_total)}."
             yield Happening(row.started_at, f"copying (attempt {row.attempts})", done, where, str(row.worker or ""))
         if row.finished_at is None:
             continue
         if row.state == TransferState.PROVEN:
             worker = str(row.copied_by or "")
-            begun = f"Begun {row.started_at:%Y-%m-%d %H:%M:%S} UTC." if row.started_at else ""
-            yield Happening(row.finished_at, f"copied and proven: {row.proof}", begun, where, worker)
+            took = f"It took {human_seconds((row.finished_at - row.started_at).total_seconds())}." if row.started_at else ""
+            yield Happening(row.finished_at, f"copied and proven: {row.proof}", took, where, worker)
         elif row.state == TransferState.CANCELLED:
             yield Happening(row.finished_at, "copy cancelled", row.error, where)
         elif row.state == TransferState.FAILED:
@@ -158,8 +159,8 @@ def _noted(kind: Kind, item: Item, before: datetime | None) -> Iterator[Happenin
 def _held(kind: Kind, item: Item) -> Iterator[Happening]:
     refs = dict(KINDS[kind].ref.objects.filter(item_id=item.pk).values_list("pk", "store__name")[:ROWS])
     for hold in Hold.objects.filter(kind=kind, ref_id__in=refs).order_by("-pk")[:ROWS]:
-        until = f" until {hold.expires:%Y-%m-%d %H:%M:%S} UTC" if hold.expires else ""
-        yield Happening(hold.created, f"held: {hold.reason}", f"By {hold.owner}{until}.", refs[hold.ref_id])
+        span = f", for {human_age((hold.expires - hold.created).total_seconds())} at most" if hold.expires else ""
+        yield Happening(hold.created, f"held: {hold.reason}", f"By {hold.owner}{span}.", refs[hold.ref_id])
 
 
 def _audited(kind: Kind, item: Item, before: datetime | None) -> Iterator[Happening]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from cloudstorage import preferences
 from cloudstorage.models import AuditEvent, SavedFilter
-from stores.models import Template
+from migration.models import Conversion, DrainSample
+from stores.models import Kind, Template, Transfer
+from stores.services import holds
+from tests.console.access import LOOK, address
 
 pytestmark = pytest.mark.db
 
@@ -154,6 +158,42 @@ def test_a_zone_that_is_none_is_refused_at_its_field(noon, sign_in):
     assert answer.status_code == 400
     assert "There is no time zone" in answer.content.decode()
     assert "UTC" in times(client, noon)
+
+
+def test_no_page_tells_a_time_of_another_zone_or_without_one(cloud, sign_in):
+    own = Transfer.objects.filter(kind="template")
+    own.update(state="Proven", proof="verified", started_at=NOON, finished_at=NOON + timedelta(minutes=3))
+    holds.take_hold(Kind.TEMPLATE, own.get().source_ref_id, "read", "a test", seconds=600)
+    client = sign_in("storage-admin", "auditor")
+    client.post(f"/tokens/{cloud.token.prefix}/revoke/")
+    client.cookies["time-zone"] = "Asia/Tokyo"
+    DrainSample.objects.bulk_create(
+        DrainSample(drain=cloud.drain, at=NOON + timedelta(minutes=n), items_proven=n, bytes_proven=n, bytes_copied=n)
+        for n in range(2)
+    )
+    told, wrong = 0, []
+    for name in LOOK.keys() - {"retirement_report"}:
+        page = re.sub(r"<[^>]*>", " ", client.get(address(cloud, name)).content.decode())
+        for found in re.finditer(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d.{0,12}", page):
+            told += 1
+            if not re.search(r":\d\d JST", found[0]):
+                wrong.append((name, found[0]))
+    assert (wrong, told > 9) == ([], True)
+    history = client.get(f"/items/template/{cloud.template.uuid}/").content.decode()
+    assert "It took 3 min 00 s." in history
+    assert "for 10 min at most" in history
+    Conversion.objects.update(state="Committed", ended_at=timezone.now() - timedelta(days=3))
+    assert "was committed 3 d ago" in client.get(f"/migration/conversions/{cloud.conversion.uuid}/commit/").content.decode()
+
+
+def test_bytes_in_the_audit_trail_are_told_in_iec_units_and_exactly(cloud, sign_in):
+    limits = {"concurrency": "2", "bandwidth": "20M", "window": "", f"read-{cloud.nfs.uuid}": "1GiB"}
+    client = sign_in("operator", "auditor")
+    client.post(f"/migration/drains/{cloud.drain.uuid}/limits/", limits)
+    page = client.get("/audit/?action=drain.limits").content.decode()
+    assert "bandwidth: – → 19.1 MiB (20000000)" in page
+    assert "read limit of nfs-east: – → 1.0 GiB (1073741824)" in page
+    assert "bandwidth: – → 20000000" in b"".join(client.get("/audit/?format=csv&action=drain.limits")).decode()
 
 
 def test_exports_and_the_api_stay_in_utc(noon, sign_in):
