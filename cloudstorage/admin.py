@@ -20,8 +20,8 @@ from cloudstorage.actors import ActorRole
 from cloudstorage.console import rest_docs
 from cloudstorage.console.exports import exported, wanted_form
 from cloudstorage.console.filters import listing
-from cloudstorage.console.forms import Field, ask, whole_number
-from cloudstorage.console.pages import action, actor_of, entry, keyset, page, redirect, show
+from cloudstorage.console.forms import Field, ask, confirm, whole_number
+from cloudstorage.console.pages import actor_of, entry, keyset, page, redirect, show
 from cloudstorage.console.site import ReadOnlyAdmin
 from cloudstorage.models import ApiToken, AuditEvent
 from cloudstorage.templatetags.console import change_in_words, clock
@@ -161,12 +161,28 @@ def token_add(request: HttpRequest) -> HttpResponse:
     )
 
 
-@action("tokens/<slug:prefix>/revoke/", "token_revoke", ActorRole.VIEWER)
+@page("tokens/<slug:prefix>/revoke/", "token_revoke")
 def token_revoke(request: HttpRequest, prefix: str) -> HttpResponse:
-    """Take a token back at once."""
-    people.revoke_token(actor=actor_of(request), prefix=prefix)
-    messages.success(request, f"The token {prefix}… was taken back.")
-    return redirect("console:token_list")
+    """Ask, then take a token back at once."""
+    actor = actor_of(request)
+
+    def do() -> HttpResponse:
+        people.revoke_token(actor=actor, prefix=prefix)
+        messages.success(request, f"The token {prefix}… was taken back.")
+        return redirect("console:token_list")
+
+    if request.method == "POST":
+        return do()
+    token = people.find_token(actor=actor, prefix=prefix)
+    return confirm(
+        request,
+        do,
+        title=f"Take back the token {prefix}…?",
+        effect=f"Whatever uses this token of {token.user.get_username()} ({token.name}) is refused from then on. It cannot be"
+        " given back; another one can be made at any time.",
+        button="Take it back",
+        back=("console:token_list",),
+    )
 
 
 # --- audit -----------------------------------------------------------------------------------------------------------------

@@ -122,13 +122,19 @@ def _unused_secret() -> tuple[str, str]:
             return secret, secret[:12]
 
 
+def find_token(*, actor: Actor, prefix: str) -> ApiToken:
+    """One's own token, or anybody's as storage-admin; raises Missing."""
+    token = ApiToken.objects.select_related("user").filter(prefix=prefix).first()
+    own = token is not None and actor.name.partition(" (token ")[0] == token.user.get_username()
+    if token is None or not (own or actor.may(ActorRole.STORAGE_ADMIN)):
+        raise Missing(f"You have no token {prefix}.", remedy="Look at the list of tokens.")
+    return token
+
+
 def revoke_token(*, actor: Actor, prefix: str) -> None:
     """Take a token back at once: one's own, or anybody's as storage-admin. Repeating it changes nothing; raises Missing."""
     with audited(actor, ActorRole.VIEWER, "token.revoke", f"token:{prefix}"):
-        token = ApiToken.objects.select_related("user").filter(prefix=prefix).first()
-        own = token is not None and actor.name.partition(" (token ")[0] == token.user.get_username()
-        if token is None or not (own or actor.may(ActorRole.STORAGE_ADMIN)):
-            raise Missing(f"You have no token {prefix}.", remedy="Look at the list of tokens.")
+        token = find_token(actor=actor, prefix=prefix)
         now = timezone.now()
         if ApiToken.objects.filter(pk=token.pk, revoked=None).update(revoked=now):
             changes = {"revoked": (None, now.isoformat())}

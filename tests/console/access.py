@@ -12,6 +12,10 @@ NOBODY: frozenset[str] = frozenset()
 EVERYONE = frozenset({"viewer", "operator", "storage-admin", "auditor"})
 OPERATORS = frozenset({"operator", "storage-admin"})
 ADMINS = frozenset({"storage-admin"})
+OWNERS = frozenset({"viewer", "storage-admin"})
+"""Of the tests' token, which is the viewer's; for others there is none."""
+HIDDEN = {"token_revoke"}
+"""What those who may not see it are told not to be there."""
 
 LOOK: dict[str, frozenset[str]] = {
     "index": EVERYONE, "store_list": EVERYONE, "staging_list": EVERYONE, "store": EVERYONE, "item_list": EVERYONE, "item": EVERYONE,
@@ -19,7 +23,7 @@ LOOK: dict[str, frozenset[str]] = {
     "staging": EVERYONE, "transfer_list": EVERYONE, "worker_list": EVERYONE, "migration_list": EVERYONE, "conversion": EVERYONE, "drain": EVERYONE,
     "drain_live": EVERYONE, "preflight_list": EVERYONE, "preflight": EVERYONE, "verification_list": EVERYONE,
     "verification": EVERYONE, "scan_list": EVERYONE, "scan": EVERYONE, "token_list": EVERYONE, "token_add": EVERYONE,
-    "audit_list": frozenset({"auditor"}), "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS,
+    "token_revoke": OWNERS, "audit_list": frozenset({"auditor"}), "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS,
     "user_add": ADMINS, "wizard": ADMINS, "rules": ADMINS, "review": ADMINS, "setting_list": ADMINS,
     "retirement_list": EVERYONE, "retirement": EVERYONE, "retirement_report": EVERYONE, "retire": ADMINS, "retirement_files": ADMINS,
     "retirement_cancel": ADMINS, "item_delete": ADMINS, "drain_plan": OPERATORS, "drain_cancel": OPERATORS, "drain_limits": OPERATORS, "verify": OPERATORS,
@@ -34,7 +38,7 @@ SEND: dict[str, frozenset[str]] = {
     "store_test": OPERATORS, "scan_cancel": OPERATORS, "store_scan": OPERATORS, "store_readonly": ADMINS, "item_ensure": OPERATORS,
     "item_undelete": ADMINS, "items_ensure": OPERATORS, "items_delete": ADMINS, "transfer_retry": OPERATORS,
     "drain_start": OPERATORS, "drain_pause": OPERATORS, "drain_resume": OPERATORS, "drain_retry": OPERATORS,
-    "preferences": EVERYONE, "token_revoke": EVERYONE, "filter_save": EVERYONE, "filter_delete": EVERYONE, "rollback_retry": ADMINS, "retirement_acknowledge": ADMINS, "retirement_look_again": ADMINS,
+    "preferences": EVERYONE, "token_revoke": OWNERS, "filter_save": EVERYONE, "filter_delete": EVERYONE, "rollback_retry": ADMINS, "retirement_acknowledge": ADMINS, "retirement_look_again": ADMINS,
     "retirement_cancel": ADMINS,
     "token_add": EVERYONE, "store_add": ADMINS, "store_edit": ADMINS, "store_remove": ADMINS, "zone_add": ADMINS, "user_add": ADMINS,
     "wizard": ADMINS, "wizard_discard": ADMINS, "rules": ADMINS, "review": ADMINS, "retire": ADMINS, "retirement_files": ADMINS, "item_delete": ADMINS,

@@ -6,7 +6,7 @@ import pytest
 from django.urls import resolve
 
 from cloudstorage.models import AuditEvent
-from tests.console.access import ELSEWHERE, LOOK, OF_THE_ADMIN, SEND, address, every_address
+from tests.console.access import ELSEWHERE, HIDDEN, LOOK, OF_THE_ADMIN, SEND, address, every_address
 from tests.console.conftest import ROLES
 from tests.console.html import Offers
 
@@ -15,6 +15,11 @@ pytestmark = pytest.mark.db
 STATUS = {"drain_live": 286, "rules": 404, "review": 404, "app_list": 303}
 """What a page answers that is not 200: the live part stops polling, and after a conversion there is nothing to review."""
 REFUSED = {403, 404, 405}
+
+
+def refusal(name: str) -> int:
+    """What they are answered who may not."""
+    return 404 if name in HIDDEN else 403
 
 
 def done() -> int:
@@ -31,7 +36,7 @@ def test_each_role_sees_its_pages_and_no_others(cloud, sign_in, role):
     client = sign_in(role)
     pages = LOOK | OF_THE_ADMIN
     statuses = {name: client.get(address(cloud, name)).status_code for name in pages}
-    assert statuses == {name: STATUS.get(name, 200) if role in roles else 403 for name, roles in pages.items()}
+    assert statuses == {name: STATUS.get(name, 200) if role in roles else refusal(name) for name, roles in pages.items()}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -53,7 +58,7 @@ def test_each_role_may_send_its_forms_and_press_its_buttons_and_no_others(cloud,
     client = sign_in(role)
     before = done()
     refused = {name: client.post(address(cloud, name)).status_code for name, roles in SEND.items() if role not in roles}
-    assert refused == dict.fromkeys(refused, 403)
+    assert refused == {name: refusal(name) for name in refused}
     assert done() == before
     noted = AuditEvent.objects.filter(actor=role, outcome="refused")
     assert noted.count() == len(refused), set(refused) - set(noted.values_list("action", flat=True))

@@ -524,7 +524,12 @@ def test_a_token_is_shown_once_and_works(cloud, sign_in):
     assert secret not in text(client.get("/tokens/"))
     client.logout()
     assert client.get("/api/v1/stores", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
-    sign_in("operator").post(f"/tokens/{secret[:12]}/revoke/")
+    revoke = f"/tokens/{secret[:12]}/revoke/"
+    client = sign_in("operator")
+    assert f'href="{revoke}"' in text(client.get("/tokens/"))
+    assert "Whatever uses this token of operator (backup) is refused from then on." in text(client.get(revoke))
+    assert ApiToken.objects.get(prefix=secret[:12]).revoked is None
+    client.post(revoke)
     assert ApiToken.objects.get(prefix=secret[:12]).revoked is not None
 
 
