@@ -51,13 +51,29 @@
 
   /* --- live parts --- */
 
+  /* What is sent anew stays as the reader left it: what was open, how far a table was scrolled, and where the focus was (htmx
+     finds it again only where it has an id). Known again by where a link leads, and a table by its heads. */
   const opened = new Set();
+  const scrolled = new Map();
+  let focused = "";
+  const known = (one) => [one.tagName, one.getAttribute("href"), (one.querySelector("thead") ?? one).textContent.trim()].join(" ");
+
   document.addEventListener("htmx:beforeSwap", (event) => {
+    const part = event.detail.target;
     opened.clear();
-    event.detail.target.querySelectorAll("details[open][id]").forEach((part) => opened.add(part.id));
+    scrolled.clear();
+    part.querySelectorAll("details[open][id]").forEach((one) => opened.add(one.id));
+    part.querySelectorAll(".scroll").forEach((one) => { if (one.scrollLeft) scrolled.set(known(one), one.scrollLeft); });
+    const at = document.activeElement;
+    focused = part.contains(at) && !at.id ? known(at) : "";
   });
   document.addEventListener("htmx:afterSwap", () => {
     opened.forEach((id) => { const part = document.getElementById(id); if (part) part.open = true; });
+    document.querySelectorAll("main .scroll").forEach((one) => { one.scrollLeft ||= scrolled.get(known(one)) ?? 0; });
+    if (focused && document.activeElement === document.body) {
+      const again = [...document.querySelectorAll("main :is(a[href], button, .scroll)")].find((one) => known(one) === focused);
+      again?.focus({ preventScroll: true });
+    }
     announce();
   });
 

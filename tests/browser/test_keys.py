@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db.models import F
 from playwright.sync_api import Browser, Page, expect
 
 from migration.models import Drain
@@ -70,3 +71,18 @@ def test_a_live_part_keeps_the_focus_and_is_left_alone_while_nothing_changes(tab
         pass
     expect(tab.locator("#live[hx-get]")).to_have_count(0)
     expect(tab.locator("#announcer")).to_have_text("Paused, 0 percent proven")
+
+
+def test_a_live_part_that_changes_keeps_the_focus_on_a_link_and_a_table_where_it_was_scrolled(tab: Page, cloud: Any):
+    Drain.objects.update(state=DrainState.RUNNING)
+    tab.set_viewport_size({"width": 375, "height": 800})
+    tab.goto(f"/migration/drains/{cloud.drain.uuid}/")
+    zones = tab.locator("#live .scroll").first
+    for stop in (tab.get_by_role("link", name="Show these items"), zones):
+        stop.focus()
+        zones.evaluate("table => { table.scrollLeft = 40 }")
+        tab.evaluate("document.getElementById('live').dataset.old = 'yes'")
+        cloud.drain.batch.transfers.update(bytes_done=F("bytes_done") + 1, bytes_total=4096)
+        tab.locator("#live:not([data-old])").wait_for()
+        expect(stop).to_be_focused()
+        assert zones.evaluate("table => table.scrollLeft") == 40
