@@ -315,11 +315,24 @@ class Demo:
         folder.mkdir(exist_ok=True)
         for form in report.FORMS:
             (folder / report.name_of(row, form)).write_text("".join(report.stream(row, form)))
-        say(f"{store.name} is retired, its files untouched; report in {folder}, signed {row.sums_sha256}")
-        whole, told = check_independently("verify_report.py", folder / report.name_of(row, "json"), swift)
+        signed = folder / report.name_of(row, "json")
+        say(f"{store.name} is retired, its files untouched. Its report, in {folder}:")
+        show_report(json.loads(signed.read_text()))
+        whole, told = check_independently("verify_report.py", signed, swift)
         if told:
             say(f"{told['files'] - len(told['wrong'])} of {told['files']} files of the report are in the bucket, byte for byte")
         return whole
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """What was signed, file by file."""
+    for file in report["items"]:
+        say(f"  {file['sha256'][:16]}… {file['size']:>10}  {file['proof']:<9} {file['key']}")
+    for exception in report["exceptions"]:
+        say(f"  exception: {exception['what']} ({exception['files']}), accepted by {exception['accepted_by']}")
+    end = report["end"]
+    say(f"  {end['items']} items, {end['files']} files, {end['bytes']} bytes; {end['not_read_again']} of them not read again")
+    say(f"  signed {report['signed_at']}, asked for by {report['asked_by']}; SHA-256 of SHA256SUMS: {end['sha256sums_sha256']}")
 
 
 def forget_earlier_runs(export: Path) -> None:
