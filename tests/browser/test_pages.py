@@ -1,4 +1,4 @@
-"""Every page in a real browser: no barrier that axe knows of, in both themes, none wider than the screen, all there without scripts."""
+"""Every page in a real browser: no barrier that axe knows of, in both themes, none wider than screen or paper, whole without scripts."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ NARROW_RULES = {"type": "rule", "values": ["scrollable-region-focusable", "targe
 RUN = "async only => axe.run({runOnly: only, resultTypes: ['violations', 'incomplete']})"
 FLATTEN = "document.querySelectorAll('.scroll').forEach(element => { element.style.background = 'none'; })"
 """Axe can judge no text over a picture: the shades at the ends of a table that scrolls are taken away."""
+PRINTED = """() => {
+  const found = [...document.querySelectorAll('nav, main .button, form.stack')].filter(one => one.checkVisibility());
+  const faults = found.map(one => `printed: ${one.outerHTML.slice(0, 120)}`);
+  for (const one of document.querySelectorAll('main .scroll'))
+    if (one.scrollWidth > one.clientWidth + 1) faults.push(`printed, a table is cut off: ${one.innerText.slice(0, 120)}`);
+  for (const one of document.querySelectorAll('main details:is(.more, .panel) > :not(summary)'))
+    if (!one.checkVisibility({contentVisibilityAuto: true})) faults.push(`not printed: ${one.outerHTML.slice(0, 120)}`);
+  return faults;
+}"""
+PAPER = 718
+"""Pixels between the margins of an A4 sheet."""
 BEFORE = {"rules", "review"}
 """What there is only before a conversion."""
 NOWHERE = "/nothing/like/it/"
@@ -55,7 +66,8 @@ class Scene:
 def empty(db: None, sign_in: Any) -> list[str]:
     """The pages of a console that nobody has told anything."""
     lists = [reverse(f"console:{name}") for name in LOOK if name.endswith(("_list", "_changelist")) and name != "item_list"]
-    return ["/", "/items/template/", "/migration/new/", *lists]
+    forms = ["/migration/new/?provider=S3", "/stores/add/?provider=NFS", "/migration/verifications/new/"]
+    return ["/", "/items/template/", "/items/volume/deleted/", "/migration/new/", *forms, *lists]
 
 
 @pytest.fixture
@@ -138,7 +150,10 @@ def faults(tab: Page) -> list[str]:
         if tab.evaluate("document.documentElement.scrollWidth") > width:
             found.append(f"wider than {width} pixels")
     found += [f"narrow {fault}" for fault in barriers(tab, NARROW_RULES)]
-    tab.emulate_media(color_scheme="light")
+    tab.set_viewport_size({"width": PAPER, "height": 900})
+    tab.emulate_media(media="print")
+    found += tab.evaluate(PRINTED)
+    tab.emulate_media(media="screen", color_scheme="light")
     tab.set_viewport_size({"width": 1440, "height": 900})
     return found
 
@@ -148,7 +163,8 @@ def test_no_page_shuts_anybody_out_or_leaves_the_screen(tab: Page, scene: Scene)
     for page in scene.pages:
         tab.goto(scene.url + page)
         found[page] = faults(tab)
-    assert {page: told for page, told in found.items() if told} == {}
+    wrong = {page: told for page, told in found.items() if told}
+    assert wrong == {}, wrong
 
 
 @pytest.mark.parametrize("scene", ["empty"], indirect=True)
