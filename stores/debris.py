@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection
 from datetime import datetime
 
@@ -45,10 +44,11 @@ def sweep(*, limit: int = 100, avoid_stores: Collection[int] = ()) -> int:
 
 
 def _sweep_one(transfer: Transfer) -> bool:
-    """Whether nothing is left; gives up when the lease could lapse, for then somebody may copy to the same place."""
-    until = time.monotonic() + settings.LEASE_SECONDS / 2
+    """Whether nothing is left; gives up when the lease has lapsed, for then somebody may copy to the same place."""
     driver = driver_for(transfer.target)
     for row in transfer.uploads.all():
+        if not transfers.keep_sweeping(transfer):
+            return False
         driver.abort_upload(Upload(row.key, row.upload_id, row.size, row.part_size, row.token))
         reach("sweep.aborted")
     path, kept = transfers.target_paths(transfer)
@@ -57,11 +57,14 @@ def _sweep_one(transfer: Transfer) -> bool:
     # On an export, what is older was there before anybody copied: a file that a scan left out, or another writer's.
     since = transfers.first_asked_for(transfer).timestamp() - 2 * settings.LEASE_SECONDS if driver.scope == "ZONE" else 0.0
     for found in list(driver.list(path)):
-        if time.monotonic() > until:
+        if not (found.key == path or found.key.startswith(path + "/")) or found.modified.timestamp() < since:
+            continue
+        if not transfers.keep_sweeping(transfer):
             return False
-        if (found.key == path or found.key.startswith(path + "/")) and found.modified.timestamp() >= since:
-            driver.delete(found.key)
-            reach("sweep.deleted")
+        if transfers.target_paths(transfer)[1]:  # somebody has begun an item of this path since
+            return True
+        driver.delete(found.key)
+        reach("sweep.deleted")
     return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
@@ -555,6 +555,76 @@ def test_sweeping_a_cancelled_copy_spares_an_object_that_another_item_has(cloud,
     debris.sweep()
     assert server_at(OBJECTS).objects[key][1] == b"another"
     assert not Transfer.objects.filter(pk=job.transfer.pk, swept=False).exists()
+
+
+def meanwhile(monkeypatch, cloud: Cloud, happens: Callable[[], object]) -> None:
+    """Let this happen between the sweep's look at the store and its first removal."""
+    driver = driver_for(cloud.objects)
+    listed = driver.list
+
+    def slow(*args: object) -> Iterator[object]:
+        monkeypatch.setattr(driver, "list", listed)
+        yield from list(listed(*args))
+        happens()
+
+    monkeypatch.setattr(driver, "list", slow)
+
+
+def debris_of(cloud: Cloud, kind: Kind) -> Job:
+    """A cancelled copy that had published already."""
+    cloud.fill()
+    cloud.batch()
+    job = next(job for job in cloud.claim() if job.transfer.kind == kind)
+    transfers.cancel_live(Transfer.objects.all())
+    copied(job)
+    Transfer.objects.exclude(pk=job.transfer.pk).update(swept=True)
+    return job
+
+
+def test_sweep_that_was_held_up_leaves_what_was_copied_and_proven_meanwhile(cloud, monkeypatch):
+    """The process, or its host, stood still for longer than the lease: by its own clock no time has passed."""
+    job = debris_of(cloud, Kind.VOLUME)
+
+    def copy_again() -> None:
+        Transfer.objects.filter(pk=job.transfer.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
+        cloud.batch()
+        again = next(again for again in cloud.claim() if again.item == job.item)
+        assert transfers.prove([(again, copied(again))])
+
+    meanwhile(monkeypatch, cloud, copy_again)
+    debris.sweep()
+    assert job.target_key(job.files[0].path) in server_at(OBJECTS).objects
+
+
+def test_sweep_leaves_a_new_item_of_the_same_path(cloud, admin, monkeypatch):
+    job = debris_of(cloud, Kind.SNAPSHOT)
+    for snapshot in reversed(cloud.chain):
+        items.delete_item(actor=admin, kind=Kind.SNAPSHOT, item=snapshot)
+    items.finish_deletes()
+    items.finish_deletes()
+
+    def make_another() -> None:
+        of_volume = {"account": job.item.account, "volume_upstream_id": job.item.volume_upstream_id, "path": job.item.path}
+        another = KINDS[Kind.SNAPSHOT].item.objects.create(name="again", **of_volume)
+        factories.make_ref(Kind.SNAPSHOT, another, cloud.objects, job.target_path, {job.target_path: b"another"})
+
+    meanwhile(monkeypatch, cloud, make_another)
+    debris.sweep()
+    assert server_at(OBJECTS).objects[job.target_path][1] == b"another"
+
+
+def test_sweep_that_was_held_up_does_not_give_back_the_lease_of_the_next_one(cloud):
+    job = debris_of(cloud, Kind.VOLUME)
+    first, second = (Transfer.objects.get(pk=job.transfer.pk) for _ in range(2))
+    assert transfers.lease_for_sweep(first)
+    assert not transfers.lease_for_sweep(second)
+    Transfer.objects.filter(pk=job.transfer.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
+    assert not transfers.keep_sweeping(first)
+    assert transfers.lease_for_sweep(second)
+    assert not transfers.end_sweep(first, clean=True)
+    assert transfers.keep_sweeping(second)
+    cloud.batch()
+    assert job.item not in [again.item for again in cloud.claim()]
 
 
 def test_what_a_cancelled_copy_published_before_its_worker_was_killed_is_swept(cloud, admin):

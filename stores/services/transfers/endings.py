@@ -392,7 +392,30 @@ def lease_for_sweep(transfer: Transfer) -> bool:
     """
     free = Q(lease_until=None) | Q(lease_until__lt=Now())
     ended = Transfer.objects.filter(free, pk=transfer.pk, state__in=[TransferState.CANCELLED, TransferState.FAILED])
-    return bool(ended.update(lease_until=lease_end()))
+    with transaction.atomic():
+        if not ended.update(lease_until=lease_end()):
+            return False
+        transfer.refresh_from_db(fields=["lease_until"])
+    return True
+
+
+def keep_sweeping(transfer: Transfer) -> bool:
+    """Prolong the lease of a sweep, by the database's clock; false once it has lapsed, for then somebody may copy to that place.
+
+    Whoever sweeps asks before each removal: the one before may have hung, and this process or its host may have been stopped.
+    """
+    with transaction.atomic():
+        if not _holds_lease(transfer, Transfer.objects.filter(lease_until__gt=Now())):
+            return False
+        Transfer.objects.filter(pk=transfer.pk).update(lease_until=lease_end())
+        transfer.refresh_from_db(fields=["lease_until"])
+    return True
+
+
+def _holds_lease(transfer: Transfer, rows: QuerySet[Transfer]) -> bool:
+    """Whether the lease that the row has is the one that was taken for this sweep; locks the row."""
+    held = rows.select_for_update(no_key=True).filter(pk=transfer.pk).exclude(state=TransferState.RUNNING)
+    return list(held.values_list("lease_until", flat=True)) == [transfer.lease_until]
 
 
 def end_sweep(transfer: Transfer, *, clean: bool) -> bool:
@@ -401,9 +424,11 @@ def end_sweep(transfer: Transfer, *, clean: bool) -> bool:
     A copy that was cancelled publishes until its worker notices, and a worker may die before it says so: what was cancelled is
     swept again until a lease has passed since.
     """
-    row = Transfer.objects.filter(pk=transfer.pk).exclude(state=TransferState.RUNNING)
+    row = Transfer.objects.filter(pk=transfer.pk)
     silent = Q(state=TransferState.FAILED) | Q(finished_at__lte=Now() - timedelta(seconds=settings.LEASE_SECONDS))
     with transaction.atomic():
+        if not _holds_lease(transfer, Transfer.objects.all()):
+            return False
         over = clean and bool(row.filter(silent, state=transfer.state, epoch=transfer.epoch).update(swept=True))
         if over:
             TransferUpload.objects.filter(transfer=transfer).delete()
