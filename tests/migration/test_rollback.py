@@ -274,7 +274,7 @@ def test_the_name_of_a_detached_store_is_kept_for_its_place(converted, worker, a
 def test_it_is_too_late_after_the_commit(converted, admin):
     commit(actor=admin, conversion=converted)
     unchanged = dump()
-    with pytest.raises(Conflict, match=r"was committed on .* originals on NFS are cache"):
+    with pytest.raises(Conflict, match=r"was committed .* originals on NFS are cache"):
         rollback.start(actor=admin, conversion=converted)
     with pytest.raises(Conflict, match="was committed"):
         rollback.plan_rollback(actor=admin, conversion=converted)
