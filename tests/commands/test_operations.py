@@ -43,3 +43,13 @@ def test_examples_name_settings_that_exist():
     named = set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE))
     assert len(named) > 5
     assert {name for name in named if f"`{name}`" not in known} == set()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("unit", sorted(path.name for path in (DOCUMENTS / "deploy").glob("*.service")))
+def test_units_leave_the_exports_writable(unit):
+    """Both processes write to them, and only the host's fstab knows where they are."""
+    said = (DOCUMENTS / "deploy" / unit).read_text().splitlines()
+    assert {line for line in said if line.startswith(("ProtectSystem", "ReadOnlyPaths", "InaccessiblePaths"))} <= {
+        "ProtectSystem=full"
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -26,6 +27,7 @@ from botocore.config import Config
 from tests.crash.machine import Machine, wait_for
 from tests.runbook.shell import Done, Shell
 from tests.servers.postgres import PostgresServer
+from tests.servers.postgres import program as postgres_program
 from tests.servers.process import REPOSITORY, free_ports
 from tests.servers.proxy import LoggingHttpProxy
 from tests.servers.swift import SwiftServer
@@ -33,6 +35,9 @@ from tests.servers.swift import SwiftServer
 DOCUMENTS = REPOSITORY / "docs"
 HOST = "storage.example.org"
 BUCKET = "runbook"
+ROLE = "runbook"
+"""A role that may do nothing more than own its database, which is named as it is."""
+CREATE = "createdb --owner cloudstorage cloudstorage"
 OF_THIS_MACHINE = {
     # What differs from a host of the example: no mount, a server on loopback, nobody who waits for minutes, and no hypervisor of
     # those raw volumes (CloudStack's Ovm) that would need a staging store in its zone.
@@ -87,8 +92,7 @@ class Site:
             (folder / name).mkdir(parents=True)
         (self.port,) = free_ports(1)
         self._postgres = postgres
-        self._database = "runbook"
-        url = postgres.create_database(self._database)
+        url = f"postgres://{ROLE}@127.0.0.1:{postgres.port}/{ROLE}"
         (folder / "keys" / "s3").write_text(swift.secret_key)
         (folder / "keys" / "s3-new").write_text(swift.second_secret_key)
         (folder / "passphrase").write_text("correct horse battery staple\n")
@@ -103,6 +107,8 @@ class Site:
             "/var/lib/cloudstorage": str(folder / "data"),
             "/opt/cloudstorage/.venv/bin/python": sys.executable,
             "install -o cloudstorage": "install",
+            "--pwprompt cloudstorage": f"--pwprompt {ROLE}",
+            CREATE: f"createdb --owner {ROLE} {ROLE}",
             "127.0.0.1:8000": f"127.0.0.1:{self.port}",
         }
         self._environment = self._example_environment(url) | OF_THIS_MACHINE
@@ -173,7 +179,11 @@ class Site:
         if program == "manage.py":
             spelled = subprocess.run(["bash", "-c", f'printf "%s\\0" {self.here(rest[0])}'], capture_output=True, check=True)
             return self.shell.manage(spelled.stdout.decode().split("\0")[:-1], typed=typed)
-        done = subprocess.run(["bash", "-c", self.here(line)], capture_output=True, text=True, check=False)
+        by = {"PGHOST": "127.0.0.1", "PGPORT": str(self._postgres.port), "PGUSER": self._postgres.user}
+        by["PATH"] = f"{Path(postgres_program('createdb')).parent}:{os.environ['PATH']}"
+        # Without a terminal, what asks for a password takes it from here.
+        given: dict[str, Any] = {"input": typed, "env": os.environ | by, "start_new_session": True}
+        done = subprocess.run(["bash", "-c", self.here(line)], capture_output=True, text=True, check=False, **given)
         return Done(done.returncode, done.stdout + done.stderr)
 
     def manage(self, line: str) -> Any:
@@ -236,8 +246,8 @@ class Site:
     def lose_database(self) -> None:
         """It is gone with all that was in it; an empty one takes its place."""
         with psycopg.connect(self._postgres.database_url("postgres"), autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {self._database} WITH (FORCE)")
-        self._postgres.create_database(self._database)
+            connection.execute(f"DROP DATABASE {ROLE} WITH (FORCE)")
+        assert self.do(CREATE).code == 0
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """The database, without the product."""

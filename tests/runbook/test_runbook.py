@@ -1,7 +1,7 @@
 """docs/operations.md is carried out: every block of commands as the document has it, on one region and on real servers.
 
 One story, for each day leaves the region as the next finds it. What stands for the document's names is in `Site.words`; a unit is
-started by its own command line. Not carried out: nginx's TLS (the requests come as it would hand them on) and root's `make setup`.
+started by its own command line. Not carried out: nginx's TLS (the requests come as it would hand them on) and the making of `.venv`.
 """
 
 from __future__ import annotations
@@ -89,13 +89,14 @@ class Region:
     # --- the plain days ----------------------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        _, deploy, user, *_ = self.site.follow("Set up a production instance", typed="a long pass-phrase 4711\n")
+        self.site.follow("Set up a production instance", typed="the database's\n" * 2)
+        _, deploy, user, *_ = self.site.follow("Set up a production instance", 2, typed="a long pass-phrase 4711\n")
         assert "no issues" in deploy.said
         assert "alice" in user.said
         page = self.site.ask("/login/", token="").read().decode()
         (style, *_) = re.findall(r'href="(/static/[^"]+\.css)"', page)
         assert self.site.ask(style, token="").status == 200
-        self.site.follow("Set up a production instance", 2)
+        self.site.follow("Set up a production instance", 3)
         self.token = self._token()
 
     def _token(self) -> str:
@@ -218,7 +219,7 @@ class Region:
 
     def lose_the_database_with_a_backup(self) -> None:
         site = self.site
-        site.follow("Set up a production instance", 2)
+        site.follow("Set up a production instance", 3)
         site.words["/backup/cloudstorage-20261121T030000.zip"] = str(max((site.folder / "backup").iterdir()))
         late = self._upload("late")
         site.lose_database()

@@ -14,8 +14,8 @@ from typing import Self
 from tests.servers.process import ProcessGroup, ServerError, free_ports, port_is_free
 
 
-def _program(name: str) -> str:
-    """Debian keeps the server's programs outside PATH, one folder per major version; the newest is taken."""
+def program(name: str) -> str:
+    """The path of one of them. Debian keeps the server's programs outside PATH, one folder per major version; the newest is taken."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
     for folder in folders:
         if (folder / name).exists():
@@ -77,8 +77,9 @@ class PostgresServer:
             shutil.chown(data, user, user)
         fresh = not (data / "PG_VERSION").exists()
         if fresh:
-            options = ["--auth=trust", f"--username={self.user}", "--encoding=UTF8", "--locale=C", "--no-sync"]
-            self._run(["initdb", f"--pgdata={data}", *options], user)
+            # As most installations have it: what is compared with a listing must be asked for in byte order by name.
+            order = ["--encoding=UTF8", "--locale=C", "--locale-provider=icu", "--icu-locale=en-US"]
+            self._run(["initdb", f"--pgdata={data}", "--auth=trust", f"--username={self.user}", *order, "--no-sync"], user)
         if not self._port or not port_is_free(self._port):
             (self._port,) = free_ports(1)
         settings = {
@@ -92,7 +93,7 @@ class PostgresServer:
             # synchronous_commit stays on: without it a kill of the server, not only of the machine, loses commits.
             settings |= {"fsync": "off", "full_page_writes": "off"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        self._group.start("postgres", [_program("postgres"), "-D", str(data), *options], user=user)
+        self._group.start("postgres", [program("postgres"), "-D", str(data), *options], user=user)
         try:
             self._group.wait_until(self._is_ready, "PostgreSQL takes connections", timeout)
             if fresh:
@@ -132,12 +133,12 @@ class PostgresServer:
         return ["--host=127.0.0.1", f"--port={self._port}", f"--username={self.user}", "--no-password"]
 
     def _is_ready(self) -> bool:
-        command = [_program("pg_isready"), "--quiet", "--host=127.0.0.1", f"--port={self._port}"]
+        command = [program("pg_isready"), "--quiet", "--host=127.0.0.1", f"--port={self._port}"]
         return subprocess.run(command, check=False).returncode == 0
 
     def _run(self, command: list[str], user: str | None) -> None:
         done = subprocess.run(
-            [_program(command[0]), *command[1:]],
+            [program(command[0]), *command[1:]],
             capture_output=True,
             text=True,
             check=False,
