@@ -7,7 +7,9 @@ import logging
 from cloudstorage.errors import Conflict
 from cloudstorage.models import Installation
 from migration import decommission, drafts, drain, preflight, rollback, verify
+from migration.findings import nfs_stores
 from migration.models import Decommission, Verification
+from stores.tasks import hand_on
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def run_verification(number: int) -> None:
     if Installation.why_read_only():
         return
     row = Verification.objects.select_related("store").get(pk=number)
+    if hand_on(verify.RUN, number, [row.store_id]):
+        return
     verify.run(row)
     if row.mode == Verification.RETIRE:
         decommission.settle(row.decommission)
@@ -62,7 +66,9 @@ def tend_retirements() -> None:
 
 def delete_retired_files(number: int) -> None:
     """Queue entry: move what a retired store had to its trash."""
-    decommission.run_deletion(Decommission.objects.select_related("store").get(pk=number))
+    row = Decommission.objects.select_related("store").get(pk=number)
+    if not hand_on(decommission.DELETE, number, [row.store_id]):
+        decommission.run_deletion(row)
 
 
 def purge_retired_stores() -> None:
@@ -74,7 +80,8 @@ def run_preflight(number: int) -> None:
     """Queue entry: look at the region and keep the report."""
     if Installation.why_read_only():
         return
-    preflight.run_preflight(number)
+    if not hand_on(preflight.TASK, number, [store.pk for store in nfs_stores()]):
+        preflight.run_preflight(number)
 
 
 def schedule_drift_checks() -> None:

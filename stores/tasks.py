@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 import threading
+from collections.abc import Collection
 
 from django.conf import settings
 from django.db import connections
+from django.db.models import Count, Q
 
 from cloudstorage import queue
 from cloudstorage.actors import cli_actor
@@ -96,11 +99,25 @@ def forget_the_dead() -> None:
     queue.forget_all_but([str(number) for number in Worker.objects.living().values_list("uuid", flat=True)])
 
 
+def hand_on(task: str, number: int, stores: Collection[int]) -> bool:
+    """Whether a queue's task was handed on, as this worker does not reach all of these stores and another one does: not every
+    host mounts every export, and a message goes to whoever waits."""
+    worker_id = int(os.environ.get(WORKER_ENV, "0"))
+    reached = Count("reach", filter=Q(reach__ok=True, reach__store__in=stores))
+    able = dict(Worker.objects.living().annotate(reached=reached).filter(reached=len(stores)).values_list("pk", "uuid"))
+    if not worker_id or worker_id in able or not able:
+        return False
+    queue.wake(task, number, cluster=str(random.choice(list(able.values()))))  # noqa: S311 - spreads work; no secret
+    return True
+
+
 def _dark() -> set[int]:
-    """Stores that no worker reaches now: a hung export would keep the upkeep of all others waiting."""
-    reached = WorkerReach.objects.of_living_workers()
-    answering = reached.filter(ok=True).values("store")
-    return set(reached.filter(ok=False).exclude(store__in=answering).values_list("store_id", flat=True))
+    """Stores that no worker reaches now, for a hung export would keep the upkeep of all others waiting; and what this worker does
+    not reach, which is left to others."""
+    silent = WorkerReach.objects.of_living_workers().filter(ok=False)
+    answering = WorkerReach.objects.of_living_workers().filter(ok=True).values("store")
+    mine = Q(worker=int(os.environ.get(WORKER_ENV, "0")))
+    return set(silent.filter(mine | ~Q(store__in=answering)).values_list("store_id", flat=True))
 
 
 def clean_up() -> None:
