@@ -8,6 +8,7 @@ from cloudstorage import backup
 from cloudstorage.models import Installation
 from migration import preflight, rollback, tasks, verify
 from migration.states import ConversionState, DrainState
+from stores.management.commands.worker import Command
 from stores.models import ImageStore, Kind
 from tests.migration.region import changed, dump
 from tests.migration.test_rollback import upload
@@ -66,3 +67,10 @@ def test_a_message_about_a_preflight_waits_for_the_comparison(region, admin, tar
     before = dump()
     tasks.run_preflight(asked.pk)
     assert changed(before, dump()) == set()
+
+
+def test_a_worker_does_not_restart_a_queue_that_does_nothing_before_the_comparison(region, target, admin, operator):
+    region.volume("data", "east")
+    worker = begin(region, admin, operator, **target).worker
+    assert Command._look(worker)[0]
+    assert not Command._look(worker, read_only=True)[0]

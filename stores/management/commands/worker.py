@@ -140,7 +140,7 @@ class Command(ServiceCommand):
                     for tick in ticks:
                         if tick.name == _REACH or not read_only:
                             tick.start_if_due()
-                    waits, at_work, seen = self._look(worker)
+                    waits, at_work, seen = self._look(worker, read_only=read_only)
                 except Exception:
                     log.exception("the database did not answer; trying again")
                     continue
@@ -164,7 +164,7 @@ class Command(ServiceCommand):
         return queue.start_cluster(str(worker.uuid), {WORKER_ENV: str(worker.pk)})
 
     @staticmethod
-    def _look(worker: Worker) -> tuple[bool, int, bool]:
+    def _look(worker: Worker, *, read_only: bool = False) -> tuple[bool, int, bool]:
         """(work waits that this worker may take or ask for, how many pumps of ours are at it, whether one was just now).
 
         One that found all seats of a batch taken has ended again: that is no silence.
@@ -172,7 +172,7 @@ class Command(ServiceCommand):
         mine = Worker.objects.filter(pk=worker.pk)
         mine.update(heartbeat=Now())
         seen = mine.filter(pumped__gt=Now() - timedelta(seconds=5)).exists()
-        waits = transfers.waits_for(worker.pk, open_batches=open_batches())
+        waits = not read_only and transfers.waits_for(worker.pk, open_batches=open_batches())
         return waits, transfers.pumps_at_work(worker.pk), seen
 
     @staticmethod
