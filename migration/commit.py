@@ -15,7 +15,7 @@ from cloudstorage.actors import Actor, ActorRole
 from migration.conversion import advance_state, insist
 from migration.findings import Finding
 from migration.models import Conversion, Drain, Verification
-from migration.states import ConversionEvent, DrainState, VerificationState
+from migration.states import ENDED_DRAINS, ConversionEvent, DrainState, VerificationState
 from stores.models import KINDS, Transfer
 from stores.states import READABLE, RefState, TransferState
 
@@ -103,8 +103,8 @@ def findings(conversion: Conversion, *, promised: int) -> Iterable[Finding]:
             f"The only copy of {promised} item{pluralize(promised)} is still on NFS ({state}); "
             "after the commit there is no going back for these either."
         )
-        remedy = "Let the drain finish first. Each stays held until its copy on the object store is proven."
-        yield Finding("not-proven", "warning", message, remedy)
+        held = "Each stays held until its copy on the object store is proven."
+        yield Finding("not-proven", "warning", message, f"{_to_prove_them(drain)} {held}")
     if failed := Transfer.objects.filter(target=target, state=TransferState.FAILED).count():
         message = f"Copies to {target.name} that failed and wait for a person: {failed}."
         yield Finding("failed-copies", "warning", message, "See migration_status, mend the causes, then migration_retry.")
@@ -112,6 +112,14 @@ def findings(conversion: Conversion, *, promised: int) -> Iterable[Finding]:
         yield Finding("drain-paused", "warning", f"The drain is paused: {drain.note}", "Read why, then resume or cancel it.")
     yield from _reused(conversion)
     yield from _verification(conversion)
+
+
+def _to_prove_them(drain: Drain | None) -> str:
+    if drain is None:
+        return "Plan a drain first, and let it finish."
+    if drain.state in ENDED_DRAINS:
+        return "Mend and retry what failed, or plan another drain, first."
+    return "Let the drain finish first."
 
 
 def _reused(conversion: Conversion) -> Iterable[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -54,6 +55,20 @@ def test_every_module_says_why_it_exists():
             text = module.read_text()
             if text.strip() and "/migrations/" not in str(module) and not text.startswith(('"""', '#!/usr/bin/env python\n"""')):
                 silent.append(str(module.relative_to(ROOT)))
+    assert silent == []
+
+
+def test_whatever_is_found_amiss_comes_with_a_remedy():
+    silent = []
+    for path in [*(ROOT / "stores").rglob("*.py"), *(ROOT / "migration").rglob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call) or getattr(call.func, "id", "") not in {"Finding", "ProbeStep"}:
+                continue
+            words = [getattr(word, "value", word) for word in call.args]
+            grave = next((place for place, word in enumerate(words) if word in {"blocker", "warning", "unknown"}), None)
+            named = [each.value for each in call.keywords if each.arg == "remedy"]
+            if grave is not None and not any([*words[grave + 2 : grave + 3], *named]):
+                silent.append(f"{path.relative_to(ROOT)}:{call.lineno}")
     assert silent == []
 
 

@@ -43,7 +43,10 @@ class LockedOut(AccessDenied):
     cause = "locked-out"
     retryable = True
     outage = True
-    remedy = "Give the store credentials that may read and write there (store_update); work resumes by itself once it lets us in."
+    remedy = (
+        "Enter credentials that may read and write there. A store that was added already gets them by store_update, or on its"
+        " page; work resumes by itself once it lets us in."
+    )
 
 
 class WrongClock(LockedOut):

@@ -14,7 +14,8 @@ from stores.drivers.base import MiB, StoreConfig
 from stores.drivers.confined import folder, status_of, translating
 from stores.drivers.probe import Check, Finding, Sandbox, clock_skew, conditional_put, generic_checks, ok
 
-_LOW_SPACE = 1024 * MiB
+_GIB = 1024 * MiB
+_LOW_SPACE = _GIB
 
 
 class OpenRoot(Protocol):
@@ -134,5 +135,5 @@ class _Steps:
         facts = {"free_bytes": free, "total_bytes": total}
         if free < _LOW_SPACE:
             remedy = "Add space before anything is staged or brought back to this export."
-            return Finding("warning", f"Only {free // MiB} MiB of {total // MiB} MiB are free.", remedy, facts)
-        return Finding("ok", f"{free // MiB} MiB of {total // MiB} MiB are free.", facts=facts)
+            return Finding("warning", f"Only {free // MiB} MiB of {total / _GIB:.1f} GiB are free.", remedy, facts)
+        return Finding("ok", f"{free / _GIB:.1f} GiB of {total / _GIB:.1f} GiB are free.", facts=facts)

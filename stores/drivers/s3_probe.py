@@ -273,7 +273,8 @@ class _S3Probe:
             return answer
         rules: Sequence[Mapping[str, Any]] = answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", ())
         if answer and not rules:
-            return Finding("unknown", "The server answers the question for default encryption with something else.")
+            remedy = "Ask the store's administrator; where all must be encrypted, choose an encryption for the store."
+            return Finding("unknown", "The server answers the question for default encryption with something else.", remedy)
         kinds = {str(rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm")) for rule in rules}
         if any(kind.startswith("aws:kms") for kind in kinds):
             return Finding("info", "The bucket encrypts with KMS by default: ETags tell nothing of the content.")

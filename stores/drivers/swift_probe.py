@@ -193,7 +193,7 @@ class _Steps:
             # Date is cut to the second.
             skew = parsedate_to_datetime(date).timestamp() + 0.5 - before
         except ValueError:
-            return Finding("unknown", "The server does not tell its time.")
+            return Finding("unknown", "The server does not tell its time.", "Check its clock by hand.")
         return clock_skew(skew)
 
     def remove_containers(self) -> None:

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from migration import rollback
-from migration.models import Conversion, Rollback, Verification
-from migration.states import VerificationState
+from migration.models import Conversion, Drain, Rollback, Verification
+from migration.states import DrainState, VerificationState
 from stores.drivers.nfs import NFSDriver
 from stores.models import ImageStore, Transfer, Worker, WorkerReach
 from stores.states import StoreState, TransferState
@@ -63,6 +63,15 @@ def test_what_stands_against_a_commit_leads_to_where_it_is_mended(cloud, sign_in
     checklist = page[page.index("Checklist") : page.index("Originals that are released")]
     assert f'href="/migration/drains/{cloud.drain.uuid}/">Look at the drain' in checklist
     assert (">Read objects back</a>" in checklist) is seen
+
+
+def test_what_to_do_about_items_that_are_only_on_nfs_fits_their_drain(cloud, sign_in):
+    client, url = sign_in("viewer"), f"/migration/conversions/{cloud.conversion.uuid}/commit/"
+    assert "Let the drain finish first." in text(client.get(url))
+    Drain.objects.update(state=DrainState.FINISHED)
+    assert "Mend and retry what failed, or plan another drain, first." in text(client.get(url))
+    Drain.objects.all().delete()
+    assert "Plan a drain first, and let it finish." in text(client.get(url))
 
 
 def test_only_an_administrator_is_offered_and_may_press_it(cloud, sign_in):
