@@ -17,12 +17,14 @@ from django.utils import timezone
 
 from cloudstorage import people, preferences
 from cloudstorage.actors import ActorRole
+from cloudstorage.commands import human_age, human_bytes
 from cloudstorage.console import rest_docs
 from cloudstorage.console.exports import exported, wanted_form
 from cloudstorage.console.filters import listing
 from cloudstorage.console.forms import Field, ask, confirm, whole_number
 from cloudstorage.console.pages import actor_of, entry, keyset, page, redirect, show
 from cloudstorage.console.site import ReadOnlyAdmin
+from cloudstorage.environment import Setting
 from cloudstorage.models import ApiToken, AuditEvent
 from cloudstorage.templatetags.console import change_in_words, clock
 
@@ -237,5 +239,15 @@ def setting_list(request: HttpRequest) -> HttpResponse:
         meanings = dict(_MEANING.findall((settings.BASE_DIR / "docs" / "settings.md").read_text()))
     except OSError:
         meanings = {}  # an installation without its documents
-    rows = [(setting, meanings.get(setting.name, "")) for setting in settings.SETTINGS_READ]
+    rows = [(each, meanings.get(each.name, ""), _in_words(each)) for each in settings.SETTINGS_READ]
     return show(request, "console/settings.html", title="Settings", rows=rows)
+
+
+def _in_words(setting: Setting) -> str:
+    """A large amount for people; else nothing."""
+    if not setting.value.isdecimal():
+        return ""
+    amount = int(setting.value)
+    if "_BYTES" in setting.name and amount >= 1024:
+        return human_bytes(amount)
+    return human_age(amount) if setting.name.endswith("_SECONDS") and amount >= 60 else ""

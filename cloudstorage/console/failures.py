@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 
 from cloudstorage.commands import human_seconds
@@ -51,7 +53,16 @@ def locked_out(request: HttpRequest, *_: Any) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """500."""
+    """500; 503 while it is the database that does not answer."""
+    if isinstance(sys.exception(), OperationalError):
+        message = "The database does not answer in time, so the page could not be made."
+        remedy = (
+            "Try again in a moment; after a button, look first whether it took effect. If it lasts, /readyz says whether the"
+            " database answers, and manage.py doctor what else is amiss."
+        )
+        response = failure(request, 503, "No answer at the moment", message, remedy)
+        response["Retry-After"] = "5"
+        return response
     message = "An error of ours: the page could not be made. What was under way in the background goes on."
     remedy = "Try again. If it happens again, look for the request id below in the web server's log, and run: manage.py doctor"
     return failure(request, 500, "Something broke", message, remedy)

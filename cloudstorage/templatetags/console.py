@@ -64,6 +64,15 @@ def breakable(name: Any) -> SafeString:
 
 
 @register.filter
+def marked(text: Any) -> SafeString:
+    """Text of our documents, with what stands between backticks as code."""
+    parts = str(text).split("`")
+    return format_html_join(
+        "", "{}", ((format_html("<code>{}</code>", part) if n % 2 else part,) for n, part in enumerate(parts))
+    )
+
+
+@register.filter
 def grouped(number: Any) -> str:
     """An integer with its digits in groups of three."""
     return UNKNOWN if number in {None, ""} else f"{int(number):,}".replace(",", "\u202f")

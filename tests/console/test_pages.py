@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
@@ -213,6 +213,23 @@ def test_an_error_of_ours_is_a_page_with_a_request_id(cloud, sign_in, monkeypatc
     assert answer["X-Request-Id"] in answer.content.decode()
 
 
+def test_a_database_that_does_not_answer_is_told_as_such_and_not_as_an_error_of_ours(cloud, sign_in):
+    client = sign_in("viewer")
+    client.raise_request_exception = False
+
+    def silent(*_: object) -> None:
+        raise OperationalError("could not connect to 10.1.2.3")
+
+    with connection.execute_wrapper(silent):
+        answer = client.get("/stores/")
+    page = answer.content.decode()
+    assert (answer.status_code, "10.1.2.3" in page) == (503, False)
+    assert "The database does not answer" in page
+    assert "What to do" in page
+    assert answer["X-Request-Id"] in page
+    assert Strict(page).faults == []
+
+
 def test_a_buttons_address_is_no_page_and_says_so(cloud, sign_in):
     answer = sign_in("operator").get(address(cloud, "drain_start"))
     page = answer.content.decode()
@@ -239,5 +256,7 @@ def test_settings_are_shown_with_their_source_and_meaning_and_without_secrets(si
     assert {setting.name for setting in settings.SETTINGS_READ} == documented
     assert all(f"<code>{breakable(name)}</code>" in page for name in documented)
     assert "of time windows and of times in the console" in page
+    assert '107374182400 <span class="quiet">= 100.0 GiB</span>' in page
+    assert "`" not in page
     assert settings.SECRET_KEY not in page
     assert settings.QUEUE_SECRET_KEY not in page
