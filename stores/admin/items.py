@@ -27,7 +27,7 @@ from stores.models import KINDS, ImageStore, Kind, Zone, heavy
 from stores.services import history, inventory, items, transfers
 from stores.services.reasons import reasons
 from stores.services.undelete import undeletable, undelete_item
-from stores.states import LIVE_REF_STATES, PROVEN, READABLE, RefState
+from stores.states import LIVE_REF_STATES, PROVEN, READABLE, RefState, Role
 
 FILES_SHOWN = 100
 COPIES_SHOWN = 20
@@ -76,6 +76,8 @@ def item_list(request: HttpRequest, kind: str) -> HttpResponseBase:
     if form := wanted_form(request):
         return exported(form, f"{of}s", tuple(COLUMNS), _copies(rows))
     found = keyset(request, rows.select_related("account"))
+    actor = actor_of(request)
+    brings = actor.may(ActorRole.OPERATOR) and ImageStore.objects.attached().filter(scope="REGION", role=Role.IMAGE).exists()
     chips = chips_of(of, [item.pk for item in found.rows])
     return show(
         request,
@@ -88,7 +90,8 @@ def item_list(request: HttpRequest, kind: str) -> HttpResponseBase:
         stores=ImageStore.objects.filter(removed=None).values_list("name", flat=True)[:200],
         zones=Zone.objects.values_list("name", flat=True)[:200],
         states=[each.value for each in RefState if each in LIVE_REF_STATES],
-        pick="Choose" if actor_of(request).may(ActorRole.OPERATOR) else "",
+        brings=brings,
+        pick="Choose" if brings or actor.may(ActorRole.STORAGE_ADMIN) else "",
     )
 
 
@@ -281,13 +284,14 @@ def delete(request: HttpRequest, kind: str, number: uuid.UUID) -> HttpResponse:
         messages.success(request, f"{item.name} was deleted; a worker removes its bytes.")
         return redirect("console:item_list", of.value)
 
-    places = ", ".join(chip["store"].name for chip in chips_of(of, [item.pk])[item.pk]) or "no store"
+    places = ", ".join(chip["store"].name for chip in chips_of(of, [item.pk])[item.pk][:COPIES_SHOWN]) or "no store"
+    built_on = " Where others build on it, it is kept, hidden, until those are gone." if of == Kind.SNAPSHOT else ""
     return confirm(
         request,
         do,
         title=f"Delete {item.name}?",
         effect=f"The {of} {item.name} is deleted everywhere it is: {places}. On NFS its files wait in a trash folder first;"
-        " on an object store they are gone. A snapshot that others build on is kept, hidden, until those are gone.",
+        f" on an object store they are gone.{built_on}",
         button=f"Delete the {of}",
         back=("console:item", of.value, number),
     )

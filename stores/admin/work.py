@@ -62,7 +62,7 @@ def transfer_list(request: HttpRequest) -> HttpResponseBase:
     if form := wanted_form(request):
         named = rows.annotate(item_uuid=_of_item("uuid"), item_name=_of_item("name")).order_by("-pk")
         return exported(form, "transfers", tuple(COLUMNS), named.values_list(*COLUMNS.values()).iterator(chunk_size=1000))
-    rows = rows.select_related("source", "target", "worker", "batch")
+    rows = rows.select_related("source", "target", "worker", "copied_by", "batch")
     rows = rows.defer(*heavy("source", "target"))
     found = keyset(request, rows, newest_first=True)
     names = names_of(found.rows)

@@ -101,6 +101,12 @@ def test_chosen_items_are_brought_and_a_refusal_keeps_no_other_from_it(cloud, si
     assert "No snapshot was chosen." in text(nothing)
 
 
+def test_only_what_can_be_done_is_offered_for_the_chosen(before, sign_in):
+    page = text(sign_in("storage-admin").get("/items/template/"))
+    assert ("Delete the chosen…" in page, "Bring the chosen" in page) == (True, False), "there is no object store yet"
+    assert 'name="item"' not in text(sign_in("operator").get("/items/template/"))
+
+
 def test_failed_transfers_are_tried_again_and_each_has_its_result(cloud, sign_in):
     client = sign_in("operator")
     failed = Transfer.objects.get(kind="template")

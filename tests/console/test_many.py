@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from django.db import connection
@@ -137,16 +136,24 @@ def test_no_page_grows_with_zones_stores_and_workers(wide, sign_in):
     assert looks(sign_in("storage-admin", "auditor"), wide) == {}
 
 
-def test_the_review_does_not_grow_with_zones(before, admin, target, sign_in, monkeypatch):
+def test_the_wizard_does_not_grow_with_zones(before, admin, target, sign_in, monkeypatch):
     report = preflight(actor=admin, **target | {"details": {"password": CANARY}})
 
+    convert = conversion.convert
+
     def of_many_zones(**given):
-        plan = conversion.convert(**given)
+        plan = convert(**given)
         return replace(
             plan, zones=[{**plan.zones[0], "zone": f"zone-with-a-rather-long-name-{number}"} for number in range(MANY)]
         )
 
-    monkeypatch.setattr("migration.admin.wizard.conversions", SimpleNamespace(convert=of_many_zones))
-    answer = sign_in("storage-admin").get(f"/migration/preflights/{report.uuid}/review/")
+    monkeypatch.setattr(conversion, "convert", of_many_zones)
+    client, here = sign_in("storage-admin"), f"/migration/preflights/{report.uuid}"
+    answer = client.get(f"{here}/review/")
     assert b"Exact changes" in answer.content
     assert len(answer.content) < 100_000
+    Zone.objects.bulk_create(Zone(name=f"zone-with-a-rather-long-name-{number}") for number in range(MANY))
+    for page in (f"{here}/rules/", "/migration/new/?provider=S3", "/stores/add/?provider=NFS"):
+        with CaptureQueriesContext(connection) as seen:
+            answer = client.get(page)
+        assert (len(answer.content) < 100_000, len(seen) <= 30) == (True, True), (page, len(answer.content), len(seen))
