@@ -77,8 +77,7 @@ def withdraw(kind: Kind, ref_ids: Collection[int], reason: str) -> list[int]:
     The caller owns the transaction.
     """
     models = KINDS[kind]
-    # All copies at once and in key order: who retires or deletes another of them was before us, or finds a promise.
-    holds.lock_copies(kind, models.ref.objects.filter(pk__in=ref_ids).values_list("item_id", flat=True))
+    _lock(kind, list(models.ref.objects.filter(pk__in=ref_ids).values_list("item_id", flat=True)))
     others = _others(kind).filter(item_id=OuterRef("item_id")).exclude(pk=OuterRef("pk"))
     ours = models.ref.objects.filter(Exists(others), pk__in=ref_ids, state__in=READABLE)
     ours = ours.filter(store__scope="REGION", store__role=Role.IMAGE, store__state=StoreState.ATTACHED)
@@ -98,6 +97,14 @@ def withdraw(kind: Kind, ref_ids: Collection[int], reason: str) -> list[int]:
     choose_other_sources(list(reading.values_list("pk", flat=True)))
     holds.keep_promises(kind, list(found.values()))
     return list(found.values())
+
+
+def _lock(kind: Kind, item_ids: Collection[int]) -> None:
+    """All copies at once and in key order: who retires or deletes another of them was before us, or finds a promise. What is to
+    read them before, or whoever proves a copy would wait for us, and we for him."""
+    reading = Transfer.objects.filter(kind=kind, item_id__in=item_ids, state__in=LIVE_TRANSFER_STATES)
+    list(reading.select_for_update().order_by("pk").values_list("pk"))
+    holds.lock_copies(kind, item_ids)
 
 
 def _others(kind: Kind) -> Any:
@@ -129,7 +136,7 @@ def disprove(kind: Kind, ref: Any, damage: Mapping[str, str], known: Mapping[str
     that is being written. On a detached store it is Failed: whoever attaches the store again is to find no proof that is none.
     """
     models = KINDS[kind]
-    holds.lock_copies(kind, [ref.item_id])
+    _lock(kind, [ref.item_id])
     row = models.ref.objects.select_related("store").get(pk=ref.pk)
     writing = Transfer.objects.filter(kind=kind, target_ref_id=row.pk, state=TransferState.RUNNING)
     if (row.state, row.update_count) != (ref.state, ref.update_count) or row.state not in READABLE or writing.exists():

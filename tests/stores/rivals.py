@@ -158,6 +158,8 @@ def rivals() -> dict[str, Any]:
     told["finished"] = [dict(outcomes), Volume.objects.filter(removed=None).count(), len(holds.recount())]
     told["files left"] = files_left()
     told["planned and asked for"] = plan_while_asking()
+    told["proven and cancelled"] = cancel_while_proving()
+    told["proven and disproven"] = disprove_while_proving()
     return told
 
 
@@ -192,11 +194,6 @@ def plan_while_asking() -> list[Any]:
             pass
         return made
 
-    def somebody_waits() -> bool:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            return bool(cursor.fetchone()[0])
-
     def plan() -> None:
         half_way.wait(60)
         with transaction.atomic():
@@ -206,6 +203,118 @@ def plan_while_asking() -> list[Any]:
     outcomes = at_once(lambda: transfers.ensure(actor=cli_actor(), kind=Kind.SNAPSHOT, item=child), plan)
     planning._ensure_one = ensure_one
     return [outcomes, sorted(Transfer.objects.values_list("depth", "priority"))]
+
+
+def somebody_waits() -> bool:
+    """For a lock that another has."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(cursor.fetchone()[0])
+
+
+def in_the_middle_of_a_proof(job: Any, copied: list[Any], work: Callable[[], Any]) -> list[str]:
+    """A proof has locked its transfers; `work` begins, and the proof goes on when that waits for it."""
+    from django.db import connection
+
+    from stores.services import transfers
+    from stores.services.transfers import endings
+
+    half_way = threading.Event()
+    prove_kind = endings._prove_kind
+
+    def wait_and_prove(*arguments: Any) -> Any:
+        half_way.set()
+        while connection.vendor == "postgresql" and not somebody_waits():
+            pass
+        return prove_kind(*arguments)
+
+    def begin() -> None:
+        half_way.wait(60)
+        work()
+
+    endings._prove_kind = wait_and_prove
+    outcomes = at_once(lambda: transfers.prove([(job, copied)]), begin)
+    endings._prove_kind = prove_kind
+    return outcomes
+
+
+def disprove_while_proving() -> list[Any]:
+    """A damaged copy on the object store is what a copy is read from that is just being proven; there is a third one."""
+    from django.db import transaction
+
+    from stores.copier import CopiedFile
+    from stores.models import ImageStore, Kind, Transfer, Volume, VolumeStoreFile, VolumeStoreRef, Worker
+    from stores.services import proofs, transfers
+    from stores.states import Proof, RefState, Role, TransferState
+
+    common = {"image_provider_name": "NFS", "protocol": "nfs", "zone": zone(), "scope": "ZONE", "role": Role.IMAGE_CACHE}
+    stores = [ImageStore.objects.get(name=name) for name in ("objects", "staging")]
+    stores.append(ImageStore.objects.create(name="third", url="nfs://third", **common))
+    item = Volume.objects.create(name="volume", account_id=2, zone=zone(), upstream_id=77)
+    states = (RefState.READY, RefState.CREATING, RefState.READY)
+    refs = [
+        VolumeStoreRef.objects.create(
+            store=store, item=item, state=state, install_path="volumes/2/77", proof=Proof.VERIFIED, sha256="0" * 64
+        )
+        for store, state in zip(stores, states, strict=True)
+    ]
+    key = "volumes/2/77/disk.raw"
+    row = Transfer.objects.create(
+        kind=Kind.VOLUME,
+        item_id=item.pk,
+        source=stores[0],
+        target=stores[1],
+        source_ref_id=refs[0].pk,
+        target_ref_id=refs[1].pk,
+        state=TransferState.RUNNING,
+        epoch=1,
+        worker=Worker.objects.create(hostname="h", pid=2),
+    )
+    job = transfers.Job(row, item, "volumes/2/77", "volumes/2/77", (VolumeStoreFile(path=key, size=1),), epoch=1)
+    copied = [CopiedFile(key, key, 1, "0" * 64, "e", "v", "v", Proof.VERIFIED)]
+
+    def disprove() -> None:
+        with transaction.atomic():
+            proofs.disprove(Kind.VOLUME, refs[0], {key: f"{proofs.DAMAGED}other bytes"}, {})
+
+    outcomes = in_the_middle_of_a_proof(job, copied, disprove)
+    return [outcomes, list(VolumeStoreRef.objects.filter(item=item).order_by("pk").values_list("state", flat=True))]
+
+
+def cancel_while_proving() -> list[Any]:
+    """A drain is cancelled in the middle of a proof; the child of what is proven was planned before it, as smaller ones are."""
+    from stores.copier import CopiedFile
+    from stores.models import ImageStore, Kind, Snapshot, SnapshotStoreFile, SnapshotStoreRef, Transfer, TransferBatch, Worker
+    from stores.services import transfers
+    from stores.states import Proof, RefState, TransferState
+
+    nfs, objects = ImageStore.objects.get(name="staging"), ImageStore.objects.get(name="objects")
+    of_volume = {"account_id": 2, "zone": zone(), "volume_upstream_id": 10}
+    older = Snapshot.objects.create(name="older", path="older", **of_volume)
+    younger = Snapshot.objects.create(name="younger", path="younger", parent=older, depth=1, **of_volume)
+    batch = TransferBatch.objects.create(name="cancelled")
+    made = {}
+    for item, state in ((younger, TransferState.BLOCKED), (older, TransferState.RUNNING)):
+        where = f"snapshots/2/10/{item.name}"
+        source = SnapshotStoreRef.objects.create(
+            store=nfs, item=item, state=RefState.READY, install_path=where, proof=Proof.ADOPTED
+        )
+        target = SnapshotStoreRef.objects.create(store=objects, item=item, state=RefState.PROMISED)
+        refs = {"source_ref_id": source.pk, "target_ref_id": target.pk}
+        common = {"kind": Kind.SNAPSHOT, "item_id": item.pk, "source": nfs, "target": objects, "batch": batch, "epoch": 1}
+        made[item.pk] = Transfer.objects.create(state=state, **common, **refs)
+    proven, blocked = made[older.pk], made[younger.pk]
+    worker = Worker.objects.create(hostname="h", pid=1)
+    Transfer.objects.filter(pk=blocked.pk).update(parent=proven)
+    Transfer.objects.filter(pk=proven.pk).update(worker=worker)
+    key = f"snapshots/2/10/{older.name}"
+    file = SnapshotStoreFile(path=key, size=1, proof=Proof.ADOPTED)
+    job = transfers.Job(proven, older, key, key, (file,), epoch=1)
+    copied = [CopiedFile(key, key, 1, "0" * 64, "e", "v", "v", Proof.VERIFIED)]
+    outcomes = in_the_middle_of_a_proof(job, copied, lambda: transfers.cancel_batch(batch.pk))
+    return [outcomes, sorted(Transfer.objects.filter(pk__in=[proven.pk, blocked.pk]).values_list("state", flat=True))]
 
 
 def files_left() -> list[str]:

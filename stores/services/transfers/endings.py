@@ -57,13 +57,14 @@ def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequen
     results = {job.transfer.pk: (job, files) for job, files in finished}
     reach("prove.before")
     with transaction.atomic():
-        rows = [_Running(*row) for row in _RUNNING.rows([*results])]
+        locked = [_Locked(*row) for row in _LOCK.rows([*results], [job.transfer.pk for job in heirs])]
+        rows = [row for row in locked if row.pk in results and row.state == TransferState.RUNNING]
         ours = [row for row in rows if row.epoch == results[row.pk][0].epoch]
-        by_kind: dict[Kind, list[_Running]] = defaultdict(list)
+        by_kind: dict[Kind, list[_Locked]] = defaultdict(list)
         for row in ours:
             by_kind[Kind(row.kind)].append(row)
-        proven: list[_Running] = []
-        other_bytes: list[_Running] = []
+        proven: list[_Locked] = []
+        other_bytes: list[_Locked] = []
         for kind, group in by_kind.items():
             proven += _prove_kind(kind, group, results, other_bytes)
         _end_proven(proven, results)
@@ -83,10 +84,11 @@ def prove(finished: Sequence[tuple[Job, Sequence[CopiedFile]]], *, heirs: Sequen
     return set(ids)
 
 
-class _Running(NamedTuple):
+class _Locked(NamedTuple):
     """What a proof needs to know of a transfer's row."""
 
     pk: int
+    state: str
     kind: str
     item_id: int
     target_ref_id: int
@@ -96,12 +98,14 @@ class _Running(NamedTuple):
     bytes_total: int
 
 
-def _still_running(ids: Collection[int]) -> QuerySet[Transfer, Any]:
-    running = Transfer.objects.select_for_update().filter(pk__in=ids, state=TransferState.RUNNING).order_by("pk")
-    return running.values_list(*_Running._fields)
+def _all_that_change(ids: Collection[int], heirs: Collection[int]) -> QuerySet[Transfer, Any]:
+    """What is proven, its children and those that get its seats: at once and in key order, as `cancel_live` takes them."""
+    proven = Q(pk__in=ids, state=TransferState.RUNNING)
+    changing = proven | Q(parent__in=ids, state=TransferState.BLOCKED) | Q(pk__in=heirs)
+    return Transfer.objects.select_for_update().filter(changing).order_by("pk").values_list(*_Locked._fields)
 
 
-_RUNNING = Once(_still_running)
+_LOCK = Once(_all_that_change)
 _UPLOADS = Once(lambda ids: TransferUpload.objects.filter(transfer__in=ids).values_list("pk"))
 _UNBLOCK = Once(
     lambda ids: (
@@ -111,7 +115,7 @@ _UNBLOCK = Once(
 )
 
 
-def _end_proven(proven: Sequence[_Running], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> None:
+def _end_proven(proven: Sequence[_Locked], results: Mapping[int, tuple[Job, Sequence[CopiedFile]]]) -> None:
     """One statement for all that are alike: every item of the size it was planned with, as nearly all are."""
     alike: dict[tuple[Proof, int | None], list[int]] = defaultdict(list)
     for row in proven:
@@ -143,7 +147,7 @@ def _ended(ids: Collection[int], size: int | None = None, *, proof: Proof) -> tu
 _END = Once(_ended)
 
 
-def _pass_seats(ended: Iterable[_Running], heirs: Sequence[Job]) -> list[tuple[Job, int]]:
+def _pass_seats(ended: Iterable[_Locked], heirs: Sequence[Job]) -> list[tuple[Job, int]]:
     """Give the seats of what ended to as many of the heirs; returns those that got one, with its pump."""
     free: dict[int | None, list[int]] = defaultdict(list)
     for row in ended:
@@ -186,16 +190,16 @@ def _fail_as_other(ids: list[int]) -> None:
 
 def _prove_kind(
     kind: Kind,
-    group: Sequence[_Running],
+    group: Sequence[_Locked],
     results: Mapping[int, tuple[Job, Sequence[CopiedFile]]],
-    other_bytes: list[_Running],
-) -> list[_Running]:
+    other_bytes: list[_Locked],
+) -> list[_Locked]:
     """Those whose refs are Ready now; `other_bytes` takes those that are not what was proven of them before."""
     models = KINDS[kind]
     states = {pk: (state, sha256) for pk, state, sha256 in _REF_STATES.rows([row.target_ref_id for row in group], kind=kind)}
     ready: list[tuple[int, str, str, str, int]] = []
     files: list[tuple[Any, ...]] = []
-    proven: list[_Running] = []
+    proven: list[_Locked] = []
     for row in group:
         state, expected = states.get(row.target_ref_id, ("", ""))
         if state not in {RefState.PROMISED, RefState.CREATING, *READABLE}:
@@ -370,12 +374,15 @@ def fail_without_source(transfers: QuerySet[Transfer]) -> None:
 def cancel_live(transfers: QuerySet[Transfer]) -> int:
     """Cancel what has not ended; a running copy notices at its next heartbeat, and the reaper removes what it left."""
     cancellable = [*sources(TRANSFER_TRANSITIONS, TransferEvent.CANCEL)]
-    return transfers.filter(state__in=cancellable).update(
-        state=TransferState.CANCELLED,
-        finished_at=Now(),
-        worker=None,
-        lease_until=Case(When(state=TransferState.FAILED, then=F("lease_until")), default=None),  # the lease of a sweep
-    )
+    # In key order, as `prove` takes them, or each could wait for the other.
+    ordered = transfers.filter(state__in=cancellable).select_for_update(of=("self",)).order_by("pk").values("pk")
+    with transaction.atomic():
+        return Transfer.objects.filter(pk__in=ordered, state__in=cancellable).update(
+            state=TransferState.CANCELLED,
+            finished_at=Now(),
+            worker=None,
+            lease_until=Case(When(state=TransferState.FAILED, then=F("lease_until")), default=None),  # the lease of a sweep
+        )
 
 
 def cancel_unattached() -> int:
