@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection
 from datetime import datetime
 
@@ -10,7 +11,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from cloudstorage.checkpoints import reach
-from stores.drivers.base import Upload
+from stores.drivers.base import PendingUpload, Upload
 from stores.drivers.probe import PROBE_FOLDER
 from stores.models import ImageStore, Transfer, TransferUpload
 from stores.services import items, transfers
@@ -18,6 +19,9 @@ from stores.services.image_stores import driver_for
 from stores.states import StoreState, TransferState
 
 log = logging.getLogger(__name__)
+
+_TOKEN = re.compile(r"([0-9]{1,18})-([0-9]{1,9})")
+"""Of a job."""
 
 
 def sweep(*, limit: int = 100, avoid_stores: Collection[int] = ()) -> int:
@@ -72,18 +76,23 @@ def reap_uploads(store: ImageStore) -> int:
     """Abort uploads on `store` that no row records and that are older than two leases: their worker died between begin and
     record, or the row is gone."""
     driver = driver_for(store)
-    recorded = set(TransferUpload.objects.filter(transfer__target=store).values_list("upload_id", flat=True))
-    leases = set(Transfer.objects.filter(target=store, state=TransferState.RUNNING).values_list("pk", "epoch"))
-    live_tokens = {f"{pk}-{epoch}" for pk, epoch in leases}
     reaped = 0
     for pending in driver.pending_uploads():
-        if pending.upload_id in recorded or (pending.token and pending.token in live_tokens):
-            continue
-        if not _is_old(pending.started) or items.is_being_written(store, pending.key):
+        if not _is_old(pending.started) or _is_known(store, pending) or items.is_being_written(store, pending.key):
             continue
         driver.abort_upload(driver.as_upload(pending))
         reaped += 1
     return reaped
+
+
+def _is_known(store: ImageStore, pending: PendingUpload) -> bool:
+    """Whether a row records it, or its transfer runs. Asked of each: a listing may take hours, in which others are begun."""
+    if TransferUpload.objects.filter(transfer__target=store, upload_id=pending.upload_id).exists():
+        return True
+    if (token := _TOKEN.fullmatch(pending.token)) is None:
+        return False
+    pk, epoch = map(int, token.groups())
+    return Transfer.objects.filter(pk=pk, epoch=epoch, target=store, state=TransferState.RUNNING).exists()
 
 
 def reap_probes(store: ImageStore) -> int:

@@ -329,6 +329,26 @@ def test_upload_that_was_begun_as_its_lease_was_lost_is_recorded_by_nobody_and_r
     assert server_at(OBJECTS).objects == objects
 
 
+def test_upload_that_was_begun_while_the_reaper_stood_still_is_left(cloud, monkeypatch):
+    """It has become old since the reaper began to look, and is recorded."""
+    cloud.fill()
+    cloud.batch()
+    driver = driver_for(cloud.objects)
+    listed = driver.pending_uploads
+
+    def slow() -> Iterator[object]:
+        faults_at(OBJECTS).on("complete_upload", times=99, raises=Unavailable("down"))
+        pump(cloud)
+        for pending in server_at(OBJECTS).uploads.values():
+            pending.started -= timedelta(hours=1)
+        yield from listed()
+
+    monkeypatch.setattr(driver, "pending_uploads", slow)
+    tasks.reap()
+    assert TransferUpload.objects.exists()
+    assert set(TransferUpload.objects.values_list("upload_id", flat=True)) <= set(server_at(OBJECTS).uploads)
+
+
 def test_upload_that_the_store_aborted_with_all_its_parts_is_begun_anew(cloud):
     """A lifecycle rule took it just before it was completed; the next attempt must not find it in the rows again."""
     cloud.fill()
