@@ -104,6 +104,15 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
         "timeout": 60,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
     }
+elif _database["ENGINE"] == "django.db.backends.postgresql":
+    # A host that lost its power closes no connection: without these it would be waited for for two hours.
+    _database["OPTIONS"] = {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    } | _database.get("OPTIONS", {})
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- the queue: only a bell, see cloudstorage/queue.py ----------------------------------------------------------------------

@@ -61,3 +61,24 @@ def test_limit_is_the_workers_alone(url, command, expected):
         [sys.executable, "-c", program], cwd=REPOSITORY, env=os.environ | environment, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == [expected]
+
+
+def test_database_host_that_lost_its_power_is_not_waited_for_for_hours(url):
+    """It closes no connection: only the kernel finds out, and by itself after two hours."""
+    program = (
+        "import json, socket, django; django.setup(); from django.db import connection; connection.ensure_connection();"
+        " sock = socket.socket(fileno=connection.connection.fileno()); tcp = socket.IPPROTO_TCP;"
+        " names = ['TCP_KEEPIDLE', 'TCP_KEEPINTVL', 'TCP_KEEPCNT', 'TCP_USER_TIMEOUT'];"
+        " print(json.dumps([sock.getsockopt(tcp, getattr(socket, name)) for name in names])); sock.detach()"
+    )
+    for query, expected in (("", [30, 10, 3, 60_000]), ("?keepalives_idle=5", [5, 10, 3, 60_000])):
+        environment = {"DATABASE_URL": url + query, "DJANGO_SETTINGS_MODULE": "cloudstorage.settings"}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=REPOSITORY,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(done.stdout) == expected
