@@ -39,8 +39,13 @@ CONTINUE_WAIT = 1.0
 """Seconds for an answer to "Expect: 100-continue"; a server may know nothing of it."""
 ERROR_BODY = 64 * 1024
 """How much is read of what accompanies an error."""
+MAX_BODY = 64 * MiB
+"""No other answer that anybody asks for is longer; where a range is ignored, all of an object comes."""
 MAX_LINE = 64 * 1024
 MAX_HEADERS = 256
+MAX_HEADS = 1000
+"""So often a server may say that it has no answer yet."""
+MAX_DIGITS = 15
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -88,6 +93,10 @@ class BrokenOff(HttpError):
 
 class NotHttp(HttpError):
     """What came back is no HTTP."""
+
+
+class TooLong(HttpError):
+    """The answer is longer than what was asked for; it was not read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,10 +385,11 @@ class _Connection:
     # --- receiving -----------------------------------------------------------------------------------------------------
 
     def _final_head(self) -> tuple[int, dict[str, str]]:
-        while True:
+        for _ in range(MAX_HEADS):
             status, headers = _read_head(self._reader)
             if status >= HTTPStatus.OK:
                 return status, headers
+        raise NotHttp("there is no end of heads without an answer")
 
     def _answer(self, method: str, status: int, headers: dict[str, str], *, all_sent: bool) -> Answer:
         if status < HTTPStatus.MULTIPLE_CHOICES and not all_sent:
@@ -392,21 +402,28 @@ class _Connection:
         """(content, whether the connection is at its end)."""
         if method == "HEAD" or status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             return b"", True
-        limit = None if status < HTTPStatus.MULTIPLE_CHOICES else ERROR_BODY
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            return self._chunks(limit)
-        length = headers.get("content-length")
-        if length is None or "transfer-encoding" in headers:
-            return self._reader.read(limit), False
-        size = _number(length, 10)
-        if limit is not None and size > limit:
-            return self._exactly(limit), False
-        return self._exactly(size), True
+        limit = MAX_BODY if status < HTTPStatus.MULTIPLE_CHOICES else ERROR_BODY
+        content, all_of_it, told_its_end = self._framed(headers, limit)
+        if limit == MAX_BODY and not all_of_it:
+            raise TooLong(f"the answer is longer than {limit} bytes")
+        return content, all_of_it and told_its_end
 
-    def _chunks(self, limit: int | None) -> tuple[bytes, bool]:
+    def _framed(self, headers: Mapping[str, str], limit: int) -> tuple[bytes, bool, bool]:
+        """(content up to `limit`, whether that is all, whether the answer told where it ends)."""
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            return *self._chunks(limit), True
+        if "content-length" not in headers or "transfer-encoding" in headers:
+            content = self._reader.read(limit + 1)
+            return content[:limit], len(content) <= limit, False
+        size = _number(headers["content-length"], 10)
+        if size > limit:
+            return self._exactly(ERROR_BODY), False, True
+        return self._exactly(size), True, True
+
+    def _chunks(self, limit: int) -> tuple[bytes, bool]:
         content = bytearray()
         while size := _number(_line(self._reader).partition(";")[0].strip(), 16):
-            if limit is not None and len(content) + size > limit:
+            if len(content) + size > limit:
                 return bytes(content), False
             content += self._exactly(size)
             if _line(self._reader):
@@ -493,7 +510,7 @@ def _line(reader: BufferedReader) -> str:
 
 def _number(text: str, base: int) -> int:
     # int() alone would take signs, spaces, underscores and digits of other scripts.
-    if not text or text.strip("0123456789" if base == 10 else hexdigits):
+    if not text or len(text) > MAX_DIGITS or text.strip("0123456789" if base == 10 else hexdigits):
         raise NotHttp("a number is malformed")
     return int(text, base)
 

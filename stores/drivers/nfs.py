@@ -474,6 +474,6 @@ def _marker(root: Root) -> Mapping[str, str] | None:
 def _parsed(content: bytes) -> Mapping[str, str]:
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}

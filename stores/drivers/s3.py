@@ -57,6 +57,21 @@ HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%
 MAX_PRESIGN = 7 * 24 * 3600
 
 
+_TOLD: Mapping[str, tuple[str, ...]] = {
+    "head_object": ("ContentLength", "LastModified"),
+    "create_multipart_upload": ("UploadId",),
+    "list_objects_v2": ("IsTruncated",),
+    "list_parts": ("IsTruncated",),
+    "list_multipart_uploads": ("IsTruncated",),
+}
+"""What every S3 answers to an operation."""
+_TOLD_OF_EACH: Mapping[str, tuple[str, ...]] = {
+    "Contents": ("Key", "Size", "LastModified"),
+    "Parts": ("PartNumber", "Size"),
+    "Uploads": ("Key", "UploadId", "Initiated"),
+}
+"""The same of each entry of a listing."""
+
 Parts = list[Part]  # inside the class, `list` is the method
 
 
@@ -135,7 +150,7 @@ class S3Driver(StoreDriver):
             return None
         try:
             found = json.loads(self.body(answer, doing))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
@@ -175,7 +190,7 @@ class S3Driver(StoreDriver):
             params["StartAfter"] = root + escape(after)
         pruning = Pruning(prune, prefix) if prune else None
         while True:
-            page = self._page("list_objects_v2", "list the bucket", **params)
+            page = self.call("list_objects_v2", "list the bucket", **params)
             for entry in page.get("Contents", ()):
                 key = unescape(entry["Key"][len(root) :])
                 if not key.startswith(prefix or key[:1]) or key.startswith(hidden) or (pruning and pruning.hides(key)):
@@ -235,6 +250,8 @@ class S3Driver(StoreDriver):
                 raise
             answer = found
         proof = Proof.VERIFIED if verified else self._attested("etag_md5", etag_of(answer), digest, answer)
+        if etag_of(answer) is None:  # what says yes without one may be something before the store, that kept nothing
+            proof = None
         return self._stored(key, len(data), answer, proof)
 
     def begin_upload(self, key: str, *, size: int | None, part_size: int, metadata: Mapping[str, str], token: str) -> Upload:
@@ -272,7 +289,7 @@ class S3Driver(StoreDriver):
         parts: Parts = []
         marker = 0
         while True:
-            page = self._page(
+            page = self.call(
                 "list_parts",
                 f"list the parts of {shown(upload.key)}",
                 Key=self.full_key(upload.key),
@@ -285,6 +302,8 @@ class S3Driver(StoreDriver):
                 parts.append(Part(number, offset, entry["Size"], etag_of(entry) or "", self._digest_of(entry), verified=False))
             if not page.get("IsTruncated") or not page.get("Parts"):
                 return parts
+            if parts[-1].number <= marker:
+                raise Unavailable("The server's listing of parts does not advance, so what it has cannot be told.")
             marker = parts[-1].number
 
     def complete_upload(self, upload: Upload, parts: Sequence[Part], *, if_absent: bool = False) -> Stored:
@@ -350,7 +369,7 @@ class S3Driver(StoreDriver):
         root = self._root
         params: dict[str, Any] = {"Prefix": root, "MaxUploads": self.page_size}
         while True:
-            page = self._page("list_multipart_uploads", "list unfinished uploads", **params)
+            page = self.call("list_multipart_uploads", "list unfinished uploads", **params)
             for entry in page.get("Uploads", ()):
                 key = unescape(entry["Key"][len(root) :])
                 yield PendingUpload(key, entry["UploadId"], "", entry["Initiated"])
@@ -387,7 +406,14 @@ class S3Driver(StoreDriver):
 
     def call(self, operation: str, doing: str, **params: Any) -> dict[str, Any]:
         """One request about our bucket; `doing` completes "Could not ..."."""
-        return self.wire.call(operation, doing=doing, **params)
+        answer = self.wire.call(operation, doing=doing, **params)
+        lacking = [name for name in _TOLD.get(operation, ()) if name not in answer]
+        for entries, names in _TOLD_OF_EACH.items():
+            lacking += [name for entry in answer.get(entries, ()) for name in names if name not in entry][:1]
+        if lacking:  # what is no listing must not pass for an empty one
+            message = f"Could not {doing}: what {self.settings.host} answered is not S3's: it lacks {lacking[0]}."
+            raise Misconfigured(message, field="endpoint")
+        return answer
 
     def body(self, answer: Mapping[str, Any], doing: str) -> bytes:
         """The whole body of a GET. Raises Interrupted when the connection ends too early."""
@@ -440,13 +466,6 @@ class S3Driver(StoreDriver):
             self.require_bucket()
             return None
         return found if _carries(found, token) else None
-
-    def _page(self, operation: str, doing: str, **params: Any) -> dict[str, Any]:
-        """One page of a listing. What is none must not pass for an empty one."""
-        page = self.call(operation, doing, **params)
-        if "IsTruncated" not in page:
-            raise Misconfigured(f"Could not {doing}: what {self.settings.host} answered is no listing.", field="endpoint")
-        return page
 
     def _attested(self, fact: str, etag: str | None, digest: str, answer: Mapping[str, Any]) -> Proof | None:
         """ATTESTED if the server's ETag is what we computed; a server known to answer so and that does not has other bytes."""

@@ -41,11 +41,12 @@ class S3Reader(Reader):
             answer = self._driver.call("get_object", doing, Key=self._driver.full_key(self.info.key), Range=span, **condition)
         except AlreadyExists:
             raise SourceChanged(changed) from None
-        if etag_of(answer) != self.info.etag or answer["ContentLength"] != length:
+        told = answer.get("ContentLength")
+        if etag_of(answer) != self.info.etag or told != length:
             answer["Body"].close()
             if etag_of(answer) != self.info.etag:
                 raise SourceChanged(changed)
-            raise Misconfigured(f"Could not {doing}: asked for {length} bytes, the server sends {answer['ContentLength']}.")
+            raise Misconfigured(f"Could not {doing}: asked for {length} bytes, the server sends {told}.")
         return self._driver.body(answer, doing)
 
     def current_version(self) -> str:

@@ -43,6 +43,8 @@ from stores.drivers.s3_bodies import OPERATIONS, POOL, BodySender
 from stores.drivers.s3_options import Settings
 
 SDK_ERRORS = (sdk.BotoCoreError, sdk.ClientError, ResponseParserError)
+_UNREADABLE = (ValueError, OverflowError, RuntimeError)
+"""What the SDK lets out over an answer's numbers and times that are none."""
 
 _MD5 = re.compile("[0-9a-f]{32}")
 
@@ -131,13 +133,22 @@ class Wire:
     def call(self, operation: str, /, *, doing: str, **params: Any) -> dict[str, Any]:
         """Call an operation on our bucket; `doing` completes "Could not ..." in an error's message."""
         made = self._current()
+        if operation in OPERATIONS:
+            return self._send(made.sender, operation, doing, params)
         try:
-            if operation in OPERATIONS:
-                return made.sender.send(operation, **params)
             answer: dict[str, Any] = getattr(made.client, operation)(Bucket=self.settings.bucket, **params)
         except SDK_ERRORS as error:
             raise self.explain(error, doing) from error
+        except _UNREADABLE as error:
+            raise self.explain(ResponseParserError(str(error)), doing) from error
         return answer
+
+    def _send(self, sender: BodySender, operation: str, doing: str, params: dict[str, Any]) -> dict[str, Any]:
+        # Apart, for whatever the source of a body raises comes out as it is.
+        try:
+            return sender.send(operation, **params)
+        except SDK_ERRORS as error:
+            raise self.explain(error, doing) from error
 
     def explain(self, error: Exception, doing: str) -> StoreError:
         """The StoreError for whatever the SDK raised."""

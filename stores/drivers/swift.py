@@ -46,7 +46,7 @@ from stores.drivers.errors import (
     UploadGone,
 )
 from stores.drivers.probe import PROBE_FOLDER
-from stores.drivers.swift_http import Credentials, Response, SwiftSession, error_of, listed_time, md5
+from stores.drivers.swift_http import Credentials, Response, SwiftSession, error_of, listed_size, listed_time, md5
 from stores.drivers.swift_reader import SwiftReader
 from stores.drivers.swift_segments import DELETING, REPLACED, Segments, make_container, require_container, upload_id_for
 from stores.states import Proof
@@ -190,7 +190,7 @@ class SwiftDriver(StoreDriver):
             return {}
         try:
             marker = json.loads(response.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             marker = None
         if not isinstance(marker, dict):
             return {}
@@ -238,7 +238,7 @@ class SwiftDriver(StoreDriver):
         modified = head.modified
         return ObjectInfo(
             key=key,
-            size=int(head.headers.get("content-length", "0")),
+            size=head.size,
             modified=modified,
             version=_version(head.etag, modified),
             etag=head.etag or None,
@@ -491,4 +491,4 @@ def _version(etag: str, modified: datetime) -> str:
 def _listed(key: str, entry: Mapping[str, Any]) -> ObjectInfo:
     modified = listed_time(entry)
     etag = str(entry.get("slo_etag") or entry.get("hash") or "").strip('"')
-    return ObjectInfo(key, int(entry["bytes"]), modified, _version(etag, modified), etag or None)
+    return ObjectInfo(key, listed_size(entry), modified, _version(etag, modified), etag or None)

@@ -72,13 +72,21 @@ class Response(http_pool.Answer):
         return self.headers.get("etag", "").strip('"')
 
     @property
+    def size(self) -> int:
+        """Bytes of the object; raises Misconfigured when the server does not tell."""
+        length = self.headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit() and len(length) <= http_pool.MAX_DIGITS):
+            raise Misconfigured("The server does not tell how large an object is: it is no Swift.", field="url")
+        return int(length)
+
+    @property
     def modified(self) -> datetime:
         """When the object was written; raises Misconfigured when the server does not tell, as every Swift does."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return datetime.fromtimestamp(float(self.headers.get("x-timestamp", "")), UTC)
         try:
             return parsedate_to_datetime(self.headers.get("last-modified", ""))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise Misconfigured("The server does not tell when an object was written: it is no Swift.", field="url") from None
 
 
@@ -157,8 +165,11 @@ class SwiftSession:
             raise Misconfigured(f"The container {container!r} is not in this account.", field="container")
         try:
             entries: list[dict[str, Any]] = json.loads(response.body or b"[]")
-        except ValueError:
-            raise Misconfigured(f"The listing of {container!r} is not JSON: this is not Swift.", field="url") from None
+            last = [str(entry["name"]) for entry in entries][-1:]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise Misconfigured(f"What {container!r} lists is not what Swift would answer.", field="url") from None
+        if last == [marker]:
+            raise Unavailable(f"The listing of {container!r} does not advance, so what it holds cannot be told.")
         return entries
 
     def info(self) -> Response:
@@ -215,8 +226,8 @@ class SwiftSession:
             proxy = urlsplit(own.proxy)
             self._require_allowed(f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}", "The proxy", "proxy")
         url, token = self._sign_in_v3() if own.version == "3" else self._sign_in_v1()
-        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
-            raise Misconfigured("The sign-in named no usable storage URL.", field="url")
+        if not _is_usable(url) or not token.isprintable():
+            raise Misconfigured("The sign-in named no usable storage URL, or no usable token.", field="url")
         self._require_allowed(url, "The storage URL that the sign-in named", "url")
         return url, token
 
@@ -302,6 +313,15 @@ class SwiftSession:
         return KeystoneSession(auth=auth, session=transport, verify=verify, timeout=timeout, redirect=False)
 
 
+def _is_usable(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - reading it is what checks it
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and url.isprintable() and " " not in url
+
+
 def md5(data: bytes | memoryview) -> str:
     """Swift's own checksum of objects, hex; it protects against accidents, not against forgers."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -309,7 +329,18 @@ def md5(data: bytes | memoryview) -> str:
 
 def listed_time(entry: Mapping[str, Any]) -> datetime:
     """When the object of a listing's entry was written."""
-    return datetime.fromisoformat(str(entry["last_modified"])).replace(tzinfo=UTC)
+    try:
+        return datetime.fromisoformat(str(entry.get("last_modified"))).replace(tzinfo=UTC)
+    except ValueError:
+        raise Misconfigured("A listing does not tell when an object was written: it is not Swift's.", field="url") from None
+
+
+def listed_size(entry: Mapping[str, Any]) -> int:
+    """Bytes of the object of a listing's entry."""
+    size = entry.get("bytes")
+    if not isinstance(size, int):
+        raise Misconfigured("A listing does not tell how large an object is: it is not Swift's.", field="url")
+    return size
 
 
 def _broken(error: http_pool.HttpError, host: str) -> StoreError:
@@ -318,6 +349,8 @@ def _broken(error: http_pool.HttpError, host: str) -> StoreError:
             return Misconfigured(f"The TLS certificate of {host} is not accepted.", field="cabundle")
         case http_pool.BadAddress():
             return Misconfigured(f"{host} cannot be asked: the address or the proxy is malformed.", field="url")
+        case http_pool.TooLong():
+            return Misconfigured(f"{host}, or a proxy before it, ignores ranges and sends all of an object.", field="url")
         case http_pool.ProxyFailed():
             return Unavailable(f"The proxy before {host} does not let us through.", field="proxy")
         case http_pool.TimedOut() | http_pool.ConnectTimedOut():
@@ -366,5 +399,5 @@ def _retry_after(value: str) -> float | None:
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

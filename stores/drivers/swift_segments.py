@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from stores.drivers import swift_names as names
 from stores.drivers.base import Part, PartData, PartSource, PendingUpload, Upload
 from stores.drivers.errors import Corrupt, Foreign, LockedOut, Misconfigured, UploadGone
-from stores.drivers.swift_http import Response, SwiftSession, listed_time, md5
+from stores.drivers.swift_http import Response, SwiftSession, listed_size, listed_time, md5
 
 NOTES_FOLDER = ".cs-pending"
 """Where the notes lie; no key of a large object may begin with it."""
@@ -75,7 +75,7 @@ class Segments:
         """The parts that are there, in order of their numbers."""
         found: list[Part] = []
         for entry in self._entries(upload.key, upload.upload_id):
-            number, size, etag = int(str(entry["name"])[-8:]), int(entry["bytes"]), str(entry["hash"])
+            number, size, etag = int(str(entry["name"])[-8:]), listed_size(entry), str(entry.get("hash"))
             end = found[-1].offset + found[-1].size if found else 0
             offset = (number - 1) * upload.part_size if upload.part_size else end
             found.append(Part(number, offset, size, etag, etag, self._verified))

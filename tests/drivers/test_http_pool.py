@@ -19,6 +19,7 @@ import pytest
 from stores.drivers.base import MiB, PartSource
 from stores.drivers.http_pool import (
     ERROR_BODY,
+    MAX_BODY,
     BadAddress,
     BrokenOff,
     ConnectFailed,
@@ -28,6 +29,7 @@ from stores.drivers.http_pool import (
     NotHttp,
     ProxyFailed,
     TimedOut,
+    TooLong,
     Untrusted,
 )
 from tests.drivers.http_cases import OK, Script, Scripted, answering, make_certificate, scripted_server
@@ -251,11 +253,36 @@ def test_error_is_read_to_its_limit(pool: HttpPool, chunked: bool) -> None:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxyz\r\n0\r\n\r\n", NotHttp),
         (b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", NotHttp),
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 300 + b"\r\n", NotHttp),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", NotHttp),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"F" * 5000 + b"\r\n", NotHttp),
+        (b"HTTP/1.1 102 Processing\r\n\r\n" * 2000 + OK, NotHttp),
     ],
 )
 def test_answer_that_is_none_is_never_believed(pool: HttpPool, raw: bytes, error: type[HttpError]) -> None:
     with scripted_server(answering(raw, times=1)) as server, pytest.raises(error):
         pool.request(server.url, "PUT", "/", {}, b"x")
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 9999999999999", b"Transfer-Encoding: chunked", b"Connection: close"],
+    ids=["length", "chunked", "to the end"],
+)
+def test_answer_longer_than_anybody_asks_for_is_not_taken_into_memory(pool: HttpPool, framing: bytes) -> None:
+    """A proxy that ignores ranges answers with all of an object."""
+    block = bytes(MiB)
+
+    def script(server: Scripted, stream: socket.socket, reader: BinaryIO) -> None:
+        server.read(reader)
+        stream.sendall(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n")
+        with suppress(OSError):
+            for _ in range(2 * MAX_BODY // MiB):
+                stream.sendall(b"100000\r\n" + block + b"\r\n" if b"chunked" in framing else block)
+            server.bodies.append(b"all was read")
+
+    with scripted_server(script) as server, pytest.raises(TooLong):
+        pool.request(server.url, "GET", "/", {})
+    assert server.bodies == [b""]
 
 
 # --- refused while sending ---------------------------------------------------------------------------------------------
