@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mmap
 import threading
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -16,9 +19,10 @@ class Stoppable(Protocol):
 class Buffer:
     """So many bytes of the pool, until they are freed; `view` is the memory itself."""
 
-    def __init__(self, pool: Buffers, size: int) -> None:
+    def __init__(self, pool: Buffers, size: int, whose: Hashable) -> None:
         self.size = size
         self._pool = pool
+        self._whose = whose
         self._block: mmap.mmap | None = None
 
     @property
@@ -29,22 +33,37 @@ class Buffer:
         return memoryview(self._block)[: self.size]
 
     def free(self) -> None:
-        self._pool.free(self.size, self._block)
+        self._pool.free(self.size, self._block, self._whose)
         self._block = None
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one owner has."""
+
+    since: float
+    """When it gave something back last or, where it has not yet, took the first."""
+    size: int = 0
+    buffers: int = 0
 
 
 class Buffers:
     """At most `limit` bytes, in use or kept for the next use; what is larger than all of it passes alone.
 
+    An owner who gives nothing back for `patience` seconds hangs: what it has is not counted, so that others go on, and it gets no
+    more until then. So each that hangs costs at most another `limit`.
+
     Pages that were written to once cost a fifth of reading a file; malloc would give them back to the system, or keep more and
     more of them for ever.
     """
 
-    def __init__(self, limit: int, largest: int) -> None:
+    def __init__(self, limit: int, largest: int, *, patience: float = 30.0) -> None:
         """No buffer whose `view` is asked for has more than `largest` bytes."""
         self._limit = limit
         self._largest = max(largest, mmap.PAGESIZE)
+        self._patience = patience
         self._used = 0
+        self._shares: dict[Hashable, _Share] = {}
         self._kept: list[tuple[int, mmap.mmap]] = []
         """(bytes from its beginning that take memory, block)."""
         self._freed = threading.Condition()
@@ -53,15 +72,23 @@ class Buffers:
     def in_use(self) -> int:
         return self._used
 
-    def take(self, size: int, control: Stoppable) -> Buffer:
-        """Wait until so much is free."""
+    def take(self, size: int, control: Stoppable, whose: Hashable = None) -> Buffer:
+        """Wait until so much is free for that owner."""
         with self._freed:
-            while self._used and self._used + size > self._limit:
+            while not self._fits(size, whose):
                 self._freed.wait(0.2)
                 control.check()
             self._used += size
+            share = self._shares.setdefault(whose, _Share(time.monotonic()))
+            share.size, share.buffers = share.size + size, share.buffers + 1
             self._make_room()
-        return Buffer(self, size)
+        return Buffer(self, size, whose)
+
+    def _fits(self, size: int, whose: Hashable) -> bool:
+        long_ago = time.monotonic() - self._patience
+        hanging = {owner: share.size for owner, share in self._shares.items() if share.since <= long_ago}
+        used = self._used - sum(hanging.values())
+        return whose not in hanging and (not used or used + size <= self._limit)
 
     def block(self, size: int) -> mmap.mmap:
         """A block for a buffer that was taken: the kept one that is nearest in size."""
@@ -76,9 +103,13 @@ class Buffers:
             block.madvise(mmap.MADV_DONTNEED, wanted, in_memory - wanted)
         return block
 
-    def free(self, size: int, block: mmap.mmap | None) -> None:
+    def free(self, size: int, block: mmap.mmap | None, whose: Hashable) -> None:
         with self._freed:
             self._used -= size
+            share = self._shares[whose]
+            share.size, share.buffers, share.since = share.size - size, share.buffers - 1, time.monotonic()
+            if not share.buffers:
+                del self._shares[whose]
             if block is not None:
                 self._kept.append((size, block))
                 self._make_room()

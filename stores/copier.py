@@ -78,6 +78,8 @@ class RecordedUpload:
     upload: Upload
     source_version: str
     parts: dict[int, tuple[Part, str]] = field(default_factory=dict)
+    gone: bool = False
+    """The store does not know it any more, perhaps because it was completed."""
 
 
 class Journal(Protocol):
@@ -136,6 +138,8 @@ class Control:
         self.progress_at = time.monotonic()
         self.times = times
         self.waiting_on = "source"
+        self.in_line = False
+        """It waits for memory that other copies have, whatever these wait for."""
         self.valid_until = math.inf
         """By the monotonic clock: when the copy stops by itself, because nobody has said that it may go on."""
         self._stop: str | None = None
@@ -176,22 +180,51 @@ class Control:
                 throttle.take(size, self)
 
 
-class CopyEngine:
-    """The lanes and buffers that all copies of one process share.
+_Stores = tuple[str, str]
+"""Between which stores a copy goes."""
 
-    A part of more than `held` bytes is read twice instead of held in memory.
+
+def stores_of(source: StoreDriver, target: StoreDriver) -> _Stores:
+    """The same for all drivers of these stores, for they are made anew with other settings."""
+    first, second = (f"{driver.config.store_uuid} {driver.config.url}" for driver in (source, target))
+    return first, second
+
+
+class CopyEngine:
+    """The buffers that all copies of one process share, and the lanes of those between the same stores: one that hangs holds up
+    no other.
+
+    A part of more than `held` bytes is read twice instead of held in memory. `patience`: seconds after which stores hang.
     """
 
-    def __init__(self, *, lanes: int = 8, memory: int = 192 * MiB, held: int = 32 * MiB) -> None:
-        self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="part")
-        self._buffers = Buffers(memory, held)
+    def __init__(self, *, lanes: int = 8, memory: int = 192 * MiB, held: int = 32 * MiB, patience: float = 30.0) -> None:
+        self._pools: dict[_Stores, ThreadPoolExecutor] = {}
+        self._making = threading.Lock()
+        self._buffers = Buffers(memory, held, patience=patience)
         self._lanes = lanes
         self._held = held
 
     def close(self) -> None:
         """Take no more parts. Those that wait for a lane see that their copy was stopped; nobody hears of a cancelled one."""
-        self._pool.shutdown(wait=False)
+        with self._making:
+            for pool in self._pools.values():
+                pool.shutdown(wait=False)
         self._buffers.close()
+
+    def lanes_between(self, stores: _Stores) -> ThreadPoolExecutor:
+        """What sends the parts of copies between these stores."""
+        with self._making:
+            if stores not in self._pools:
+                self._pools[stores] = ThreadPoolExecutor(self._lanes, thread_name_prefix="part")
+            return self._pools[stores]
+
+    def _buffer(self, size: int, stores: _Stores, control: Control) -> Buffer:
+        control.in_line = True
+        try:
+            with spending(LANES):
+                return self._buffers.take(size, control, stores)
+        finally:
+            control.in_line = False
 
     def copy_item(
         self,
@@ -251,11 +284,12 @@ class CopyEngine:
             renewed = file.version and version != file.version and not file.sha256
             if renewed or (file.size is not None and reader.size != file.size):
                 raise SourceChanged(f"{file.source_key} is not what it was when it was scanned; scan its store again.")
+            stores = stores_of(source, target)
             part_size = target.part_size_for(reader.size)
             if reader.size <= min(part_size, self._held):
-                sha256, stored = self._put(reader, target, file, metadata, token, control)
+                sha256, stored = self._put(reader, stores, target, file, metadata, token, control)
             else:
-                sha256, stored = self._upload(reader, target, file, part_size, metadata, token, journal, control)
+                sha256, stored = self._upload(reader, stores, target, file, part_size, metadata, token, journal, control)
         if stored.size != reader.size:
             self._discard(target, file.target_key, control)
             raise Corrupt(f"{file.target_key} has {stored.size} bytes on the store; {reader.size} were sent.")
@@ -274,10 +308,16 @@ class CopyEngine:
         )
 
     def _put(
-        self, reader: Reader, target: StoreDriver, file: FileToCopy, metadata: Mapping[str, str], token: str, control: Control
+        self,
+        reader: Reader,
+        stores: _Stores,
+        target: StoreDriver,
+        file: FileToCopy,
+        metadata: Mapping[str, str],
+        token: str,
+        control: Control,
     ) -> tuple[str, Stored]:
-        with spending(LANES):
-            buffer = self._buffers.take(reader.size, control)
+        buffer = self._buffer(reader.size, stores, control)
         try:
             data = Source(reader, control).read(buffer.view, 0)
             sha256 = hashlib.sha256(data).hexdigest()
@@ -312,6 +352,7 @@ class CopyEngine:
     def _upload(
         self,
         reader: Reader,
+        stores: _Stores,
         target: StoreDriver,
         file: FileToCopy,
         part_size: int,
@@ -336,7 +377,7 @@ class CopyEngine:
             recorded = RecordedUpload(upload, version)
         upload = recorded.upload
         try:
-            sha256, parts = self._send_parts(reader, target, recorded, journal, control, file)
+            sha256, parts = self._send_parts(reader, stores, target, recorded, journal, control, file)
             self._unchanged(reader, file, sha256)
             self._spare(target, file.target_key, sha256, control)
             control.check()
@@ -347,6 +388,10 @@ class CopyEngine:
                 stored = target.complete_upload(upload, parts)
         except (SourceChanged, SourceCorrupt, UploadGone):
             self._abandon(target, upload, journal)
+            raise
+        except Corrupt:
+            if recorded.gone:  # what was published is not what was sent, and would be met by every further attempt
+                self._abandon(target, upload, journal)
             raise
         reach("copy.completed")
         return sha256, stored
@@ -368,6 +413,7 @@ class CopyEngine:
             present = {part.number: part for part in target.list_parts(recorded.upload)}
         except UploadGone:
             if sum(part.size for part, _ in recorded.parts.values()) == recorded.upload.size:
+                recorded.gone = True
                 return recorded  # perhaps completed, and only the answer or our row was lost: completing again tells
             journal.abandoned(file.target_key)
             return None
@@ -381,6 +427,7 @@ class CopyEngine:
     def _send_parts(
         self,
         reader: Reader,
+        stores: _Stores,
         target: StoreDriver,
         recorded: RecordedUpload,
         journal: Journal,
@@ -400,8 +447,7 @@ class CopyEngine:
                     held = source.data(offset, length) if length <= self._held else None
                 needed = min(length, 2 * reading.BLOCK) if held is None else sum(size for _, size in held)
                 control.waiting_on = "target"  # whose parts have the memory
-                with spending(LANES):
-                    buffer = self._buffers.take(needed, control)
+                buffer = self._buffer(needed, stores, control)
                 handed_over = False
                 try:
                     control.waiting_on = "source"
@@ -422,7 +468,7 @@ class CopyEngine:
                         control.progress(length)
                         continue
                     pending.add(
-                        self._pool.submit(
+                        self.lanes_between(stores).submit(
                             self._send, target, upload, number, offset, data, prefix_sha256, buffer, journal, control
                         )
                     )

@@ -350,6 +350,7 @@ class Pump:
         return {
             running.job.transfer.source_id if running.control.waiting_on == "source" else running.job.transfer.target_id
             for running in stuck
+            if not running.control.in_line  # those whose memory it waits for tell which store it is
         }
 
     def _take(self, job: Job) -> None:

@@ -51,3 +51,17 @@ def test_buffer_larger_than_the_limit_waits_until_it_is_alone_or_stopped() -> No
         pool.take(4 * PAGE, control)
     small.free()
     assert len(pool.take(4 * PAGE, control).view) == 4 * PAGE
+
+
+def test_what_one_owner_does_not_give_back_for_long_is_not_missing_to_others() -> None:
+    pool = Buffers(4 * PAGE, 4 * PAGE, patience=0.0)
+    stopped = Control()
+    stopped.stop("it would wait")
+    hung = pool.take(4 * PAGE, Control(), "hangs")
+    with pytest.raises(Stopped):
+        pool.take(1, stopped, "hangs")
+    other = pool.take(4 * PAGE, stopped, "other")
+    hung.free()
+    other.free()
+    assert pool.in_use == 0
+    pool.take(4 * PAGE, stopped, "hangs")

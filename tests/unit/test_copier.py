@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import mmap
+import math
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from stores import reading
 from stores.buffers import Buffers
-from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedUpload, Stopped, Throttle
+from stores.copier import Control, CopiedFile, CopyEngine, FileToCopy, RecordedUpload, Stopped, Throttle, stores_of
 from stores.drivers.base import Capabilities, MiB, Part, Reader, StoreConfig, Stored, Upload
 from stores.drivers.errors import Corrupt, SourceChanged, Unavailable, UploadGone
 from stores.reading import SMALL_HOLE
@@ -184,7 +185,7 @@ def memory_taken(patch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of every buffer that is taken from now on."""
     taken: list[int] = []
     take = Buffers.take
-    patch.setattr(Buffers, "take", lambda self, size, control: taken.append(size) or take(self, size, control))
+    patch.setattr(Buffers, "take", lambda self, size, *rest: taken.append(size) or take(self, size, *rest))
     return taken
 
 
@@ -252,11 +253,11 @@ def test_buffers_under_way_never_exceed_the_budget(copying):
             most = max(most, under_way)
         return found
 
-    def freed(self: Buffers, size: int, block: mmap.mmap | None) -> None:
+    def freed(self: Buffers, size: int, *rest: object) -> None:
         nonlocal under_way
         with lock:
             under_way -= size
-        free(self, size, block)
+        free(self, size, *rest)
 
     keys = ["a", "b", "c"]
     for key in keys:
@@ -459,6 +460,17 @@ def test_upload_that_was_aborted_with_all_its_parts_is_given_up_and_the_next_cop
     assert copying.journal.uploads == {}
     copying.copy("a")
     assert copying.content("a") == data(4 * PART)
+
+
+def test_upload_that_was_completed_with_other_bytes_is_sent_anew(copying):
+    copying.put("a", data(4 * PART))
+    copying.faults.on("complete_upload", times=2, then_raises=Corrupt("its ETag is another"))
+    for _ in range(2):
+        with pytest.raises(Corrupt):
+            copying.copy("a")
+    (copied,) = copying.copy("a")
+    assert copying.faults.count("put_part") == 8
+    assert copied.proof is Proof.VERIFIED
 
 
 # --- parts that are too large to be held ----------------------------------------------------------------------------------
@@ -760,8 +772,9 @@ def test_engine_serves_the_next_item_after_one_failed(copying):
 @held
 def test_copies_end_when_their_engine_is_closed_while_parts_wait_for_a_lane(copying, monkeypatch):
     engine = CopyEngine(lanes=1, memory=8 * PART)
-    submit, submitted = engine._pool.submit, threading.Semaphore(0)
-    monkeypatch.setattr(engine._pool, "submit", lambda *work: (submit(*work), submitted.release())[0])
+    lanes = engine.lanes_between(stores_of(copying.source, copying.target))
+    submit, submitted = lanes.submit, threading.Semaphore(0)
+    monkeypatch.setattr(lanes, "submit", lambda *work: (submit(*work), submitted.release())[0])
     stall = copying.faults.stall("put_part")
     control = Control()
     told: list[str] = []
@@ -786,4 +799,31 @@ def test_copies_end_when_their_engine_is_closed_while_parts_wait_for_a_lane(copy
     for thread in threads:
         thread.join(10)
     assert told == ["the pump has ended"] * 2
+    assert engine._buffers.in_use == 0
+
+
+@held
+@pytest.mark.parametrize(("hanging", "at_once"), [("source", 4), ("target", 2)])
+def test_store_that_hangs_keeps_neither_memory_nor_lanes_from_the_others(copying, hanging, at_once):
+    """As an export does whose server is gone, for as long as it is."""
+    engine = CopyEngine(lanes=2, memory=4 * PART, patience=math.inf)
+    copying.engine.close()
+    copying.engine = engine
+    others = Copying(engine, driver("other source"), driver("other target"))
+    reached, release = threading.Semaphore(0), threading.Event()
+    faults, method = (copying.source_faults, "pread") if hanging == "source" else (copying.faults, "put_part")
+    faults.on(method, times=EVERY, hook=lambda: (reached.release(), release.wait(60)))
+    for key in "abcd":
+        copying.put(key, data(8 * PART))
+    others.put("e", data(8 * PART))
+    with ThreadPoolExecutor(5) as copies:
+        try:
+            hung = [copies.submit(copying.copy, key) for key in "abcd"]
+            assert all(reached.acquire(timeout=30) for _ in range(at_once))
+            engine._buffers._patience = 0.0  # they have hung long enough
+            (copied,) = copies.submit(others.copy, "e").result(timeout=30)
+            assert copied.proof is Proof.VERIFIED
+        finally:
+            release.set()
+        assert [one.result(timeout=30)[0].proof for one in hung] == [Proof.VERIFIED] * 4
     assert engine._buffers.in_use == 0
