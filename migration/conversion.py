@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError, IntegrityError, OperationalError, connection, transaction
-from django.db.models import Count, Exists, F, Max, OuterRef, QuerySet, Sum
+from django.db.models import CharField, Count, Exists, F, Max, OuterRef, Q, QuerySet, Sum, Value
 from django.template.defaultfilters import pluralize
 from django.utils import timezone
 
@@ -20,11 +20,12 @@ from cloudstorage.commands import human_age
 from cloudstorage.errors import Blocked, Busy, Conflict
 from cloudstorage.inserting import insert_select
 from migration import standstill, verify
-from migration.findings import Finding, details_digest, fingerprint, known_findings, nfs_stores, reachable
+from migration.findings import Finding, details_digest, fingerprint, known_findings, nfs_stores, unreached
 from migration.models import Conversion, ConversionStore, Draft, Preflight, Verification
 from migration.states import CONVERSION_TRANSITIONS, ConversionEvent, ConversionState
 from stores.models import KINDS, ImageStore, Kind, Template, TemplateStoreRef, TemplateZoneRef, Zone
 from stores.services import holds, image_stores
+from stores.services.counts import by_kind, total
 from stores.states import READABLE, RefState, Role, StoreState, allowed_events
 
 ACTION = "conversion.convert"
@@ -181,9 +182,11 @@ def _pass_gate(
     )
     stores = nfs_stores()
     accepted = list(dict.fromkeys(override))
-    report, findings = _accept_preflight(preflight, details_digest(provider, clean_url, clean), stores, accepted)
-    insist(known_findings(stores), accepted)
-    insist([found for store in stores if (found := reachable(store))], accepted)
+    known = known_findings(stores)
+    mark = fingerprint(stores, known)
+    report, findings = _accept_preflight(preflight, details_digest(provider, clean_url, clean), mark, accepted)
+    insist(known, accepted)
+    insist([*unreached(stores)], accepted)
     return _Gate(name, provider, clean_url, clean, stores, report, accepted, findings)
 
 
@@ -202,7 +205,7 @@ def _refuse_second() -> None:
 
 
 def _accept_preflight(
-    given: Preflight | None, digest: str, stores: list[ImageStore], accepted: list[str]
+    given: Preflight | None, digest: str, mark: str, accepted: list[str]
 ) -> tuple[Preflight | None, list[Finding]]:
     found = given or Preflight.objects.filter(details_digest=digest, finished__isnull=False, error="").first()
     if found is None:
@@ -218,7 +221,7 @@ def _accept_preflight(
     if age > timedelta(seconds=settings.PREFLIGHT_MAX_AGE_SECONDS):
         hours = age.total_seconds() / 3600
         insist([_unfit("preflight-old", f"The preflight {found.uuid} is {hours:.0f} hours old.")], accepted)
-    if found.fingerprint != fingerprint(stores):
+    if found.fingerprint != mark:
         message = f"Stores, zones or blockers have changed since the preflight {found.uuid}; its report no longer holds."
         insist([_unfit("preflight-stale", message)], accepted)
     findings = [Finding(**(entry | {"examples": tuple(entry.get("examples", ()))})) for entry in found.report["findings"]]
@@ -252,47 +255,52 @@ def _plan(gate: _Gate, known: ImageStore | None) -> ConvertPlan:
     if known is not None:
         _refuse_deletes(gate.stores, known)
     staging = list(ImageStore.objects.filter(role=Role.IMAGE_CACHE).exclude(state=StoreState.REMOVED))
+    readable = {kind: _readable(kind, gate.stores) for kind in KINDS}
+    missing = readable if known is None else {kind: rows.filter(~_is_on(kind, known)) for kind, rows in readable.items()}
     refs: dict[int, dict[str, dict[str, int]]] = {store.pk: {} for store in gate.stores}
-    promised: dict[str, int] = {}
-    reused: dict[str, int] = {}
-    counted: dict[str, int] = {}
-    for kind in KINDS:
-        readable = _readable(kind, gate.stores)
-        for store_id, count, size in readable.values_list("store_id").annotate(Count("id"), Sum("size")):
-            refs[store_id][kind] = {"count": count, "bytes": size}
-        missing = readable if known is None else readable.filter(~_is_on(kind, known))
-        promised[kind] = missing.aggregate(items=Count("item_id", distinct=True))["items"]
-        staged = KINDS[kind].ref.objects.filter(item__in=missing.values("item"), store__in=staging, state__in=READABLE)
-        counted[kind] = missing.count() + staged.count()
-        reused[kind] = _reused(kind, gate.stores, known) if known else 0
-    zones = []
-    templates = _readable(Kind.TEMPLATE, gate.stores).values("item_id").distinct()
-    for zone in Zone.objects.order_by("id"):
-        shown = TemplateZoneRef.objects.filter(zone=zone, template=OuterRef("item_id"), removed=None)
-        zones.append(
-            {
-                "zone": zone.name,
-                "stores": [
-                    {
-                        "name": store.name,
-                        "uuid": str(store.uuid),
-                        "role_from": Role.IMAGE,
-                        "role_to": Role.IMAGE_CACHE,
-                        "refs": refs[store.pk],
-                    }
-                    for store in gate.stores
-                    if store.zone_id == zone.pk
-                ],
-                "template_refs_added": templates.filter(~Exists(shown)).count(),
-            }
-        )
+    on_each, *others = (
+        rows.annotate(of=Value(str(kind), CharField())).values_list("store_id", "of").annotate(Count("id"), Sum("size"))
+        for kind, rows in readable.items()
+    )
+    for store_id, kind, count, size in on_each.union(*others, all=True):
+        refs[store_id][kind] = {"count": count, "bytes": size}
+    found = by_kind(missing, items=Count("item_id", distinct=True), refs=Count("pk"))
+    staged = {
+        kind: KINDS[kind].ref.objects.filter(item__in=rows.values("item"), store__in=staging, state__in=READABLE)
+        for kind, rows in missing.items()
+    }
+    counted = {kind: sums["items"] for kind, sums in by_kind(staged).items()} if staging else dict.fromkeys(found, 0)
+    templates = readable[Kind.TEMPLATE].values("item_id").distinct()
+    wanted = Template.objects.filter(pk__in=templates).aggregate(
+        all=Count("pk"), of_one_zone=Count("pk", filter=Q(cross_zones=False))
+    )
+    shown = TemplateZoneRef.objects.filter(template__in=templates, removed=None).order_by().values_list("zone")
+    listed = dict(shown.annotate(Count("template", distinct=True)))
+    zones = [
+        {
+            "zone": zone.name,
+            "stores": [
+                {
+                    "name": store.name,
+                    "uuid": str(store.uuid),
+                    "role_from": Role.IMAGE,
+                    "role_to": Role.IMAGE_CACHE,
+                    "refs": refs[store.pk],
+                }
+                for store in gate.stores
+                if store.zone_id == zone.pk
+            ],
+            "template_refs_added": wanted["all"] - listed.get(zone.pk, 0),
+        }
+        for zone in Zone.objects.order_by("id")
+    ]
     return ConvertPlan(
         object_store={"name": gate.name, "provider": gate.provider, "url": gate.url},
         zones=zones,
-        promised=promised,
-        reused=reused,
-        counted=counted,
-        templates_made_region_wide=Template.objects.filter(cross_zones=False, pk__in=templates).count(),
+        promised={kind: sums["items"] for kind, sums in found.items()},
+        reused=_reused(gate.stores, known) if known is not None else dict.fromkeys(found, 0),
+        counted={kind: sums["refs"] + counted[kind] for kind, sums in found.items()},
+        templates_made_region_wide=wanted["of_one_zone"],
         preflight=str(gate.preflight.uuid) if gate.preflight else None,
         overridden=gate.overridden,
         findings=[asdict(found) for found in gate.findings],
@@ -307,20 +315,23 @@ def _is_on(kind: Kind, target: ImageStore) -> Exists:
 
 def _refuse_deletes(stores: Sequence[ImageStore], target: ImageStore) -> None:
     """What a roll-back left to be removed stands in the place of the item's next promise until it is gone."""
-    going = 0
+    rows = {}
     for kind, models in KINDS.items():
         needed = _readable(kind, stores).filter(item=OuterRef("item"))
-        going += models.ref.objects.filter(Exists(needed), store=target.pk, state=RefState.DESTROYING).count()
+        rows[kind] = models.ref.objects.filter(Exists(needed), store=target.pk, state=RefState.DESTROYING)
+    going = total(rows)
     if going:
         told = f"{going} former cop{pluralize(going, 'y,ies')} on {target.name} wait{pluralize(going, 's,')} to be removed"
         message = f"{told}, of items that are on NFS."
         raise Busy(message, remedy="Let a worker remove them (manage.py worker), then convert again.", field="name")
 
 
-def _reused(kind: Kind, stores: Sequence[ImageStore], target: ImageStore) -> int:
-    readable = _readable(kind, stores).filter(item=OuterRef("item"))
-    there = KINDS[kind].ref.objects.filter(Exists(readable), store=target, state__in=READABLE)
-    return int(there.count())
+def _reused(stores: Sequence[ImageStore], target: ImageStore) -> dict[str, int]:
+    rows = {}
+    for kind, models in KINDS.items():
+        readable = _readable(kind, stores).filter(item=OuterRef("item"))
+        rows[kind] = models.ref.objects.filter(Exists(readable), store=target, state__in=READABLE)
+    return {kind: sums["items"] for kind, sums in by_kind(rows).items()}
 
 
 def _readable(kind: Kind, stores: Sequence[ImageStore]) -> QuerySet[Any]:
@@ -371,7 +382,7 @@ def _write(actor: Actor, gate: _Gate, prepared: PreparedStore) -> Conversion:
     fresh = not any(models.ref.objects.filter(store=store).exists() for models in KINDS.values())
     if not fresh:
         _refuse_deletes(gate.stores, store)
-    reused = {kind: _reused(kind, gate.stores, store) for kind in KINDS}
+    reused = _reused(gate.stores, store)
     conversion = Conversion.objects.create(
         object_store=store,
         preflight=gate.preflight,

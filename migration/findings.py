@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Window
+from django.db.models.functions import RowNumber
 
 from stores.drivers.base import ProbeStep
 from stores.drivers.errors import StoreError
-from stores.models import KINDS, ImageStore, Snapshot, SnapshotStoreRef, Zone
-from stores.services.image_stores import driver_class, driver_for
+from stores.models import KINDS, ImageStore, ImageStoreDetail, Snapshot, SnapshotStoreRef, Zone
+from stores.services.counts import kinds_with_any
+from stores.services.image_stores import driver_class, driver_for, drivers_of
 from stores.services.probing import within
 from stores.services.scan.rows import CHANGED, MISSING
 from stores.states import READABLE, Role, StoreState
@@ -65,14 +68,19 @@ def details_digest(provider: str, url: str, details: Mapping[str, str]) -> str:
     return _digest([provider, url, open_details])
 
 
-def fingerprint(stores: Sequence[ImageStore]) -> str:
+def fingerprint(stores: Sequence[ImageStore], known: Sequence[Finding]) -> str:
     """SHA-256 over what the answers of a preflight hang on: zones, the stores with their configuration, and which of the
-    blockers that the database knows there are, by store.
+    blockers that the database knows (`known_findings`) there are, by store.
 
     Single refs and their number are left out on purpose: a busy cloud registers and deletes all the time, and none of that
     makes a report wrong. A store that was added or changed does, and so does a first broken chain.
     """
-    blockers = {(found.code, found.store) for found in known_findings(stores) if found.severity == "blocker"}
+    blockers = {(found.code, found.store) for found in known if found.severity == "blocker"}
+    details: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for store_id, *detail in ImageStoreDetail.objects.filter(store__in=stores, secret=False).values_list(
+        "store", "name", "value"
+    ):
+        details[store_id].append((detail[0], detail[1]))
     return _digest(
         {
             "zones": sorted(str(found) for found in Zone.objects.values_list("uuid", flat=True)),
@@ -81,7 +89,7 @@ def fingerprint(stores: Sequence[ImageStore]) -> str:
                     str(store.uuid),
                     store.url,
                     store.zone_id,
-                    sorted(store.details.filter(secret=False).values_list("name", "value")),
+                    sorted(details[store.pk]),
                 ]
                 for store in stores
             ],
@@ -128,11 +136,9 @@ def _conflicts(store: ImageStore, conflicts: int) -> Finding:
 
 def _broken_files(stores: Sequence[ImageStore]) -> Iterable[Finding]:
     """Files that a scan found broken: members of a chain that cannot be put together, and others."""
-    for kind, models in KINDS.items():
-        problems = models.file.objects.filter(problem__gt="")
-        if not problems.exists():  # one walk of the files; joined to their refs, SQLite looks up those of each
-            continue
-        bad = problems.filter(ref__store__in=stores, ref__state__in=READABLE)
+    problems = {kind: models.file.objects.filter(problem__gt="") for kind, models in KINDS.items()}
+    for kind in kinds_with_any(problems):  # joined to their refs, SQLite would look up those of each file
+        bad = problems[kind].filter(ref__store__in=stores, ref__state__in=READABLE)
         away = Q(problem__startswith=MISSING) | Q(problem__startswith=CHANGED)
         chained = ~away & Q(backing__gt="")
         rows = (
@@ -141,25 +147,39 @@ def _broken_files(stores: Sequence[ImageStore]) -> Iterable[Finding]:
             .annotate(broken=Count("id", filter=chained), damaged=Count("id", filter=~chained))
         )
         counts = {store_id: (broken, damaged) for store_id, broken, damaged in rows}
+        chains, others = _problems(bad.filter(chained)), _problems(bad.exclude(chained))
         for store in stores:
             broken, damaged = counts.get(store.pk, (0, 0))
-            own = bad.filter(ref__store=store)
             if broken:
                 message = f"{broken} {kind} files on {store.name} belong to broken chains: no copy of them could be used."
                 remedy = "Restore the named files or their parents and scan again, or delete the items."
-                examples = _problems(own.filter(chained))
+                examples = chains[store.pk]
                 yield Finding("chain-broken", "blocker", message, remedy, overridable=False, examples=examples).at(store)
             if damaged:
                 message = (
                     f"{damaged} {kind} files on {store.name} are missing, changed or damaged; they would be moved as they are."
                 )
                 remedy = "Restore the named files and scan again, or delete the items."
-                examples = _problems(own.exclude(chained))
+                examples = others[store.pk]
                 yield Finding("damaged-files", "blocker", message, remedy, overridable=True, examples=examples).at(store)
 
 
-def _problems(files: QuerySet[Any]) -> tuple[str, ...]:
-    return tuple(f"{path}: {problem}" for path, problem in files.order_by("id").values_list("path", "problem")[:EXAMPLES])
+def _problems(files: QuerySet[Any]) -> Mapping[int, tuple[str, ...]]:
+    """The first of each store."""
+    first = _first_of_each(files, "ref__store").values_list("ref__store", "path", "problem")
+    return _by_store((store_id, f"{path}: {problem}") for store_id, path, problem in first)
+
+
+def _first_of_each(rows: QuerySet[Any], store: str) -> QuerySet[Any]:
+    numbered: QuerySet[Any] = rows.annotate(number=Window(RowNumber(), partition_by=F(store), order_by="id"))
+    return numbered.filter(number__lte=EXAMPLES).order_by("id")
+
+
+def _by_store(pairs: Iterable[tuple[int, str]]) -> Mapping[int, tuple[str, ...]]:
+    found: dict[int, tuple[str, ...]] = defaultdict(tuple)
+    for store_id, text in pairs:
+        found[store_id] += (text,)
+    return found
 
 
 def _orphaned_children(stores: Sequence[ImageStore]) -> Iterable[Finding]:
@@ -169,25 +189,27 @@ def _orphaned_children(stores: Sequence[ImageStore]) -> Iterable[Finding]:
     # By the snapshots' index of parents: joined to the refs, every row of both would be read.
     broken = readable.filter(store__in=stores, item__in=orphans.values("pk"))
     counts = dict(broken.order_by().values_list("store").annotate(Count("id")))
+    if not counts:
+        return
+    examples = _by_store(_first_of_each(broken, "store").values_list("store", "item__path"))
     for store in stores:
         if count := counts.get(store.pk):
-            names = Snapshot.objects.filter(refs__in=broken.filter(store=store)).order_by("id")
             message = f"{count} snapshots on {store.name} build on a snapshot that has no readable copy."
             remedy = "Restore the parents' files and scan again, or delete the snapshots."
-            examples = tuple(names.values_list("path", flat=True)[:EXAMPLES])
-            yield Finding("chain-broken", "blocker", message, remedy, False, examples=examples).at(store)
+            yield Finding("chain-broken", "blocker", message, remedy, False, examples=examples[store.pk]).at(store)
 
 
 # --- speaking to an export that may hang ---------------------------------------------------------------------------------
 
 
-def reachable(store: ImageStore) -> Finding | None:
-    """A blocker when this process does not reach the export; it is the one who will answer reads."""
-    try:
-        within(CHECK_SECONDS, store.name, driver_for(store).check)
-    except StoreError as error:
-        return unreachable(store, error)
-    return None
+def unreached(stores: Sequence[ImageStore]) -> Iterator[Finding]:
+    """A blocker for each export that this process does not reach; it is the one who will answer reads."""
+    drivers = drivers_of(stores)
+    for store in stores:
+        try:
+            within(CHECK_SECONDS, store.name, drivers[store.pk]().check)
+        except StoreError as error:
+            yield unreachable(store, error)
 
 
 def unreachable(store: ImageStore, error: StoreError) -> Finding:

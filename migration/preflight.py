@@ -117,8 +117,9 @@ def run_preflight(preflight_id: int) -> Preflight:
 
 def _look(provider: str, url: str, details: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     stores = nfs_stores()
-    mark = fingerprint(stores)
-    findings = [*known_findings(stores), *_no_nfs(stores), *census.findings(stores)]
+    known = known_findings(stores)
+    mark = fingerprint(stores, known)
+    findings = [*known, *_no_nfs(stores), *census.findings(stores)]
     reached = [store for store in stores if _reached(store, findings)]
     samples = [sampling.look_at(store) for store in reached]
     for sample in samples:

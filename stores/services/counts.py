@@ -24,3 +24,10 @@ def by_kind(rows: Mapping[Kind, QuerySet[Any]], **sums: Aggregate) -> dict[str, 
 def total(rows: Mapping[Kind, QuerySet[Any]]) -> int:
     """The number of the rows of all kinds."""
     return sum(found["items"] for found in by_kind(rows).values())
+
+
+def kinds_with_any(rows: Mapping[Kind, QuerySet[Any]]) -> list[Kind]:
+    """The kinds of which there is any row."""
+    first, *others = (found.order_by().annotate(of=Value(str(kind), CharField())).values("of") for kind, found in rows.items())
+    there = {row["of"] for row in first.union(*others)}
+    return [kind for kind in rows if str(kind) in there]

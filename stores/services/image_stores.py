@@ -240,9 +240,9 @@ def _name(driver: type[StoreDriver], name: str, url: str, details: Mapping[str, 
     return name.strip() or driver(_config(url, details, uuid.UUID(int=0))).display_url[:255]
 
 
-def _config(url: str, details: Mapping[str, str], store_uuid: uuid.UUID) -> StoreConfig:
+def _config(url: str, details: Mapping[str, str], store_uuid: uuid.UUID, cloud: uuid.UUID | None = None) -> StoreConfig:
     """As of a store that was never probed: facts of another configuration would be promises that nobody made."""
-    return StoreConfig(url, details, str(store_uuid), str(Installation.get().uuid), environment=_environment())
+    return StoreConfig(url, details, str(store_uuid), str(cloud or Installation.get().uuid), environment=_environment())
 
 
 def trial_driver(provider: str, url: str, details: Mapping[str, str], zone: Zone | None) -> StoreDriver:
@@ -267,7 +267,8 @@ def test_store(
     with audit.refusals_noted(actor, ActorRole.STORAGE_ADMIN, "store.test", url or provider):
         driver = driver_class(provider)
         clean_url, clean = _clean(driver, url, details, zone)
-        trial = driver(_config(clean_url, clean, _identify(driver, clean_url, clean)))
+        cloud = Installation.get().uuid
+        trial = driver(_config(clean_url, clean, _identify(driver, clean_url, clean, cloud)[0], cloud))
         audit.record(actor, "store.test", trial.display_url)
         return _probe(trial)
 
@@ -305,8 +306,9 @@ def prepare_store(
     Talks to the store, so it is called outside of any transaction. Blockers raise Blocked with every step as finding.
     """
     driver = driver_class(provider)
-    store_uuid = _identify(driver, url, details)
-    trial = driver(_config(url, details, store_uuid))
+    cloud = Installation.get().uuid
+    store_uuid, _ = _identify(driver, url, details, cloud)
+    trial = driver(_config(url, details, store_uuid, cloud))
     steps = _probe(trial)
     refuse_blockers(steps, trial.display_url)
     chosen = _name(driver, name, url, details)
@@ -355,8 +357,8 @@ def _refuse_name_of_another(name: str, store_uuid: uuid.UUID) -> None:
 
 def detached_at(*, provider: str, url: str, details: Mapping[str, str]) -> ImageStore | None:
     """The detached store at this place, by the marker there: it would be attached again, with what is proven on it."""
-    store_uuid = _identify(driver_class(provider), url, details)
-    return ImageStore.objects.filter(uuid=store_uuid, state=StoreState.DETACHED).first()
+    _, former = _identify(driver_class(provider), url, details, Installation.get().uuid)
+    return former if former is not None and former.state == StoreState.DETACHED else None
 
 
 def record_added(actor: Actor, store: ImageStore) -> None:
@@ -370,14 +372,16 @@ def _public(store: ImageStore) -> dict[str, str]:
     return {name: value for name, value in details_of(store).items() if value}
 
 
-def _identify(driver: type[StoreDriver], url: str, details: Mapping[str, str]) -> uuid.UUID:
-    """The uuid of the store at this place: what our marker there says, else derived from the place.
+def _identify(
+    driver: type[StoreDriver], url: str, details: Mapping[str, str], cloud: uuid.UUID
+) -> tuple[uuid.UUID, ImageStore | None]:
+    """The uuid of the store at this place: what our marker there says, else derived from the place; and the row that a former
+    use of it has left.
 
     Both are the same however often an addition is repeated, and for two that run at once; the table's constraint decides.
     Raises Conflict when a store that is in use has it.
     """
-    cloud = Installation.get().uuid
-    trial = driver(_config(url, details, uuid.UUID(int=0)))
+    trial = driver(_config(url, details, uuid.UUID(int=0), cloud))
     store_uuid = uuid.uuid5(cloud, f"{driver.name} {trial.display_url}")
     try:
         marker = within(settings.PROBE_SECONDS / 5, trial.display_url, trial.read_marker) or {}
@@ -391,11 +395,11 @@ def _identify(driver: type[StoreDriver], url: str, details: Mapping[str, str]) -
             raise Conflict(
                 message, remedy="Look at the marker by hand; remove it if no store is kept there.", field="url"
             ) from None
-    used = ImageStore.objects.filter(uuid=store_uuid).exclude(state__in=_AWAY).first()
-    if used is not None:
-        message = f"{trial.display_url} is already the store {used.name!r} of this cloud."
+    row = ImageStore.objects.filter(uuid=store_uuid).first()
+    if row is not None and row.state not in _AWAY:
+        message = f"{trial.display_url} is already the store {row.name!r} of this cloud."
         raise Conflict(message, remedy="Use that store, or give the new one a place of its own.", field="url")
-    return store_uuid
+    return store_uuid, row
 
 
 def _probe(driver: StoreDriver) -> list[ProbeStep]:

@@ -14,14 +14,16 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.core.management import call_command
-from django.db import transaction
+from django.db import connection, transaction
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from cloudstorage.actors import Actor, ActorRole
 from cloudstorage.models import ApiToken, AuditEvent
 from cloudstorage.people import create_token
 from migration import tasks
+from migration.findings import fingerprint, known_findings, nfs_stores
 from migration.models import Conversion, Draft, Drain, Preflight, Verification
 from migration.preflight import run_preflight
 from migration.rules import LIMITS
@@ -31,7 +33,7 @@ from stores.services import image_stores, items, scan
 from stores.states import RefState, Role, ScanState, TransferState
 from tests.console.conftest import CANARY
 from tests.console.html import Strict
-from tests.factories import make_worker
+from tests.factories import make_store, make_worker, make_zone
 from tests.migration.region import age_preflight
 
 pytestmark = pytest.mark.db
@@ -580,3 +582,21 @@ def test_what_does_not_exist_is_a_page_that_says_so(cloud, sign_in):
         answer = client.get(f"/{url}/{none}/")
         assert answer.status_code == 404
         assert "Not found" in text(answer)
+
+
+def test_the_review_costs_the_same_queries_whatever_there_is_to_switch(before, sign_in, tmp_path):
+    client = sign_in("storage-admin")
+    review = f"/migration/preflights/{walk_to_review(client).uuid}/review/"
+
+    def queries() -> list[str]:
+        with CaptureQueriesContext(connection) as seen:
+            assert client.get(review).status_code == 200
+        return [query["sql"] for query in seen.captured_queries]
+
+    queries()
+    few = queries()
+    for number in range(4):
+        export = make_store("NFS", zone=make_zone(f"more-{number}"), folder=tmp_path / str(number))
+        ImageStore.objects.filter(pk=export.pk).update(scanned_at=timezone.now())
+    Preflight.objects.update(fingerprint=fingerprint(stores := nfs_stores(), known_findings(stores)))
+    assert (len(queries()), len(few) <= 30) == (len(few), True), "\n".join(few)
