@@ -148,6 +148,7 @@ def end(page: Page, site: Installation, album: Album) -> None:
     album.take_all("5-committing")
     page.get_by_label("To go on, type").fill("objects")
     page.get_by_role("button", name="Commit: end the way back").click()
+    page.get_by_text("Committed. The originals").wait_for()
     (site.exports["zone1"] / "notes.txt").write_text("of nobody")
     page.goto(site.url)
     page.get_by_role("link", name="Retire nfs-zone1").click()
