@@ -122,5 +122,5 @@ def test_the_whole_job_is_done_without_scripts(page: Page, installation: Install
     page.get_by_role("link", name="Templates").first.click()
     assert page.get_by_text("pending").count() == 0
     page.get_by_role("link", name="Sign out").or_(page.get_by_role("button", name="Sign out")).click()
-    page.get_by_label("Username").wait_for()
+    page.get_by_text("You are signed out.").wait_for()
     page.wait_for_load_state()  # the server ends with the test, and what it had not sent yet would be a complaint of the browser
