@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import mmap
 import threading
-import time
+from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Stoppable(Protocol):
-    """Whoever waits for memory hears by it that he need not wait any more."""
+class Holder(Protocol):
+    """A copy that wants memory: raises as soon as it need not wait any more, and tells how long nothing of it has gone on."""
 
     def check(self) -> None: ...
+
+    @property
+    def silent(self) -> float:
+        """Seconds."""
 
 
 class Buffer:
     """So many bytes of the pool, until they are freed; `view` is the memory itself."""
 
-    def __init__(self, pool: Buffers, size: int, whose: Hashable) -> None:
+    def __init__(self, pool: Buffers, size: int, holder: Holder, whose: Hashable) -> None:
         self.size = size
         self._pool = pool
+        self._holder = holder
         self._whose = whose
         self._block: mmap.mmap | None = None
 
@@ -33,7 +38,7 @@ class Buffer:
         return memoryview(self._block)[: self.size]
 
     def free(self) -> None:
-        self._pool.free(self.size, self._block, self._whose)
+        self._pool.free(self.size, self._block, self._holder, self._whose)
         self._block = None
 
 
@@ -41,17 +46,19 @@ class Buffer:
 class _Share:
     """What one owner has."""
 
-    since: float
-    """When it gave something back last or, where it has not yet, took the first."""
     size: int = 0
-    buffers: int = 0
+    holders: Counter[Holder] = field(default_factory=Counter)
+    """Copy -> buffers it holds."""
+
+    def hangs(self, patience: float) -> bool:
+        return all(holder.silent > patience for holder in self.holders)
 
 
 class Buffers:
     """At most `limit` bytes, in use or kept for the next use; what is larger than all of it passes alone.
 
-    An owner who gives nothing back for `patience` seconds hangs: what it has is not counted, so that others go on, and it gets no
-    more until then. So each that hangs costs at most another `limit`.
+    An owner whose copies are all silent for more than `patience` seconds hangs: what it has is not counted, so that others go on,
+    and it gets no more until one of them goes on. So each that hangs costs at most another `limit`.
 
     Pages that were written to once cost a fifth of reading a file; malloc would give them back to the system, or keep more and
     more of them for ever.
@@ -72,21 +79,21 @@ class Buffers:
     def in_use(self) -> int:
         return self._used
 
-    def take(self, size: int, control: Stoppable, whose: Hashable = None) -> Buffer:
-        """Wait until so much is free for that owner."""
+    def take(self, size: int, holder: Holder, whose: Hashable = None) -> Buffer:
+        """Wait until so much is free for a copy of that owner."""
         with self._freed:
             while not self._fits(size, whose):
                 self._freed.wait(0.2)
-                control.check()
+                holder.check()
             self._used += size
-            share = self._shares.setdefault(whose, _Share(time.monotonic()))
-            share.size, share.buffers = share.size + size, share.buffers + 1
+            share = self._shares.setdefault(whose, _Share())
+            share.size += size
+            share.holders[holder] += 1
             self._make_room()
-        return Buffer(self, size, whose)
+        return Buffer(self, size, holder, whose)
 
     def _fits(self, size: int, whose: Hashable) -> bool:
-        long_ago = time.monotonic() - self._patience
-        hanging = {owner: share.size for owner, share in self._shares.items() if share.since <= long_ago}
+        hanging = {owner: share.size for owner, share in self._shares.items() if share.hangs(self._patience)}
         used = self._used - sum(hanging.values())
         return whose not in hanging and (not used or used + size <= self._limit)
 
@@ -103,12 +110,15 @@ class Buffers:
             block.madvise(mmap.MADV_DONTNEED, wanted, in_memory - wanted)
         return block
 
-    def free(self, size: int, block: mmap.mmap | None, whose: Hashable) -> None:
+    def free(self, size: int, block: mmap.mmap | None, holder: Holder, whose: Hashable) -> None:
         with self._freed:
             self._used -= size
             share = self._shares[whose]
-            share.size, share.buffers, share.since = share.size - size, share.buffers - 1, time.monotonic()
-            if not share.buffers:
+            share.size -= size
+            share.holders[holder] -= 1
+            if not share.holders[holder]:
+                del share.holders[holder]
+            if not share.holders:
                 del self._shares[whose]
             if block is not None:
                 self._kept.append((size, block))

@@ -126,6 +126,7 @@ class Throttle:
             while (delay := self._next - time.monotonic()) > 0 and self._rate is not None:
                 self._changed.wait(min(delay, 0.2))
                 control.check()
+                control.alive()  # nobody but we ourselves holds it up
 
 
 class Control:
@@ -166,6 +167,11 @@ class Control:
 
     def alive(self) -> None:
         self.progress_at = time.monotonic()
+
+    @property
+    def silent(self) -> float:
+        """Seconds since something of it went on; waiting for a limit of ours counts as going on."""
+        return time.monotonic() - self.progress_at
 
     @property
     def limited(self) -> bool:

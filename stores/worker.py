@@ -342,7 +342,7 @@ class Pump:
 
     @staticmethod
     def _is_stuck(running: _Running) -> bool:
-        return time.monotonic() - running.control.progress_at > STUCK_SECONDS and not running.control.limited
+        return running.control.silent > STUCK_SECONDS
 
     @staticmethod
     def _avoided(stuck: Sequence[_Running]) -> set[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import threading
+import time
 
 import pytest
 
 from stores.buffers import Buffers
-from stores.copier import Control, Stopped
+from stores.copier import Control, Stopped, Throttle
 
 pytestmark = pytest.mark.unit
 
@@ -53,11 +55,24 @@ def test_buffer_larger_than_the_limit_waits_until_it_is_alone_or_stopped() -> No
     assert len(pool.take(4 * PAGE, control).view) == 4 * PAGE
 
 
-def test_what_one_owner_does_not_give_back_for_long_is_not_missing_to_others() -> None:
-    pool = Buffers(4 * PAGE, 4 * PAGE, patience=0.0)
-    stopped = Control()
-    stopped.stop("it would wait")
-    hung = pool.take(4 * PAGE, Control(), "hangs")
+@pytest.fixture
+def stopped() -> Control:
+    """Who need not wait: where there is nothing for it at once, it raises."""
+    control = Control()
+    control.stop("it would wait")
+    return control
+
+
+def silent() -> Control:
+    """A copy that has stood still for longer than the patience of every pool here."""
+    control = Control()
+    control.progress_at -= 60
+    return control
+
+
+def test_what_an_owner_holds_whose_copies_all_hang_is_not_missing_to_others(stopped: Control) -> None:
+    pool = Buffers(4 * PAGE, 4 * PAGE, patience=30)
+    hung = pool.take(4 * PAGE, silent(), "hangs")
     with pytest.raises(Stopped):
         pool.take(1, stopped, "hangs")
     other = pool.take(4 * PAGE, stopped, "other")
@@ -65,3 +80,28 @@ def test_what_one_owner_does_not_give_back_for_long_is_not_missing_to_others() -
     other.free()
     assert pool.in_use == 0
     pool.take(4 * PAGE, stopped, "hangs")
+
+
+def test_owner_of_whom_one_copy_goes_on_gets_its_share_of_the_memory_and_no_other_gets_it_as_well(stopped: Control) -> None:
+    pool = Buffers(4 * PAGE, 4 * PAGE, patience=30)
+    pool.take(PAGE, silent(), "slow")
+    going_on = pool.take(2 * PAGE, Control(), "slow")
+    pool.take(PAGE, stopped, "slow")
+    with pytest.raises(Stopped):
+        pool.take(1, stopped, "other")
+    going_on.free()
+    pool.take(PAGE, stopped, "other")
+
+
+def test_copy_that_waits_for_a_limit_of_ours_does_not_hang() -> None:
+    control = silent()
+    throttle = Throttle(1.0)
+    control.throttles = (throttle,)
+    waiting = threading.Thread(target=control.pace, args=(1000,))
+    waiting.start()
+    while control.silent > 30 and waiting.is_alive():
+        time.sleep(0.01)
+    assert waiting.is_alive()
+    assert control.silent < 30
+    throttle.set_rate(None)
+    waiting.join()
