@@ -316,10 +316,10 @@ class SwiftSession:
 def _is_usable(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - reading it is what checks it
+        named = bool(parts.hostname) and parts.port != 0  # it raises for what is no port
     except ValueError:
         return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname) and url.isprintable() and " " not in url
+    return named and parts.scheme in {"http", "https"} and url.isprintable() and " " not in url
 
 
 def md5(data: bytes | memoryview) -> str:

@@ -90,6 +90,7 @@ class SlowReader(Reader):
 
 
 def _take_a_while(length: int) -> None:
+    """The slowness that the row is about: a source is not reached through a proxy, so it waits here as the store's answers do there."""
     time.sleep(SECONDS * max(1, -(-length // SOURCE_REQUEST)))
 
 
