@@ -20,7 +20,7 @@ from tests.servers.swift import SwiftServer
 FOLDER = REPOSITORY / "docs" / "screenshots"
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 375, "height": 812}
 LINKS = "all => all.map(link => link.getAttribute('href').split('#')[0])"
-PAGE = re.compile(r"/(?!api/)[^?]*(\?provider=\w+)?$")
+PAGE = re.compile(r"/(?!api/|.*/report/)[^?]*(\?provider=\w+)?$")
 NUMBER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=/)\d+(?=/)|(?<=^/rest/)\w+(?=/$)")
 """What tells pages of one kind apart; a hundred of them describe an operation of the REST API."""
 
