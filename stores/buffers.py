@@ -57,8 +57,8 @@ class _Share:
 class Buffers:
     """At most `limit` bytes, in use or kept for the next use; what is larger than all of it passes alone.
 
-    An owner whose copies are all silent for more than `patience` seconds hangs: what it has is not counted, so that others go on,
-    and it gets no more until one of them goes on. So each that hangs costs at most another `limit`.
+    An owner whose copies are all silent for more than `patience` seconds hangs: what it has counts for itself alone, so that
+    others go on. So each that hangs costs at most another `limit`.
 
     Pages that were written to once cost a fifth of reading a file; malloc would give them back to the system, or keep more and
     more of them for ever.
@@ -93,9 +93,8 @@ class Buffers:
         return Buffer(self, size, holder, whose)
 
     def _fits(self, size: int, whose: Hashable) -> bool:
-        hanging = {owner: share.size for owner, share in self._shares.items() if share.hangs(self._patience)}
-        used = self._used - sum(hanging.values())
-        return whose not in hanging and (not used or used + size <= self._limit)
+        counted = sum(share.size for owner, share in self._shares.items() if owner == whose or not share.hangs(self._patience))
+        return not counted or counted + size <= self._limit
 
     def block(self, size: int) -> mmap.mmap:
         """A block for a buffer that was taken: the kept one that is nearest in size."""

@@ -70,14 +70,14 @@ def silent() -> Control:
     return control
 
 
-def test_what_an_owner_holds_whose_copies_all_hang_is_not_missing_to_others(stopped: Control) -> None:
+def test_what_an_owner_holds_whose_copies_all_hang_counts_for_itself_alone(stopped: Control) -> None:
     pool = Buffers(4 * PAGE, 4 * PAGE, patience=30)
-    hung = pool.take(4 * PAGE, silent(), "hangs")
+    hung = pool.take(3 * PAGE, silent(), "hangs")
+    pool.take(4 * PAGE, stopped, "other").free()
     with pytest.raises(Stopped):
-        pool.take(1, stopped, "hangs")
-    other = pool.take(4 * PAGE, stopped, "other")
+        pool.take(2 * PAGE, stopped, "hangs")
+    pool.take(PAGE, stopped, "hangs").free()
     hung.free()
-    other.free()
     assert pool.in_use == 0
     pool.take(4 * PAGE, stopped, "hangs")
 
