@@ -18,9 +18,12 @@ from django.conf import settings
 from django.db import connection, transaction
 from django_q.brokers import get_broker
 from django_q.brokers.orm import ORM
+from django_q.cluster import Cluster
 from django_q.models import OrmQ
 from django_q.signals import post_spawn
 from django_q.tasks import async_task
+
+from cloudstorage.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,10 @@ _PR_SET_PDEATHSIG = 1
 _CHANNEL = "cloudstorage_queue"
 _CLUSTER_ENV = "CLOUDSTORAGE_QUEUE_CLUSTER"
 """In a cluster's processes its name."""
+_PARENT_ENV = "CLOUDSTORAGE_QUEUE_PARENT"
+"""In a cluster's processes the process that started it."""
+_PARENT_SECONDS = 1.0
+"""How often a cluster looks whether that one lives: its parent's death would be told to it once for each of its threads."""
 _LOOK_SECONDS = 0.2
 """How often a queue is looked at in a database that tells of nothing."""
 _HEAR_SECONDS = 0.5
@@ -114,18 +121,28 @@ def forget_all_but(clusters: Collection[str]) -> int:
     return int(OrmQ.objects.exclude(key__in=kept).delete()[0])
 
 
-def _die_with_parent(signal_number: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal_number)
-
-
 def start_cluster(name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a queue cluster as a child in a process group of its own; it stops when this process dies."""
     return subprocess.Popen(  # noqa: S603 - our own interpreter and command
-        [sys.executable, str(settings.BASE_DIR / "manage.py"), "qcluster"],
-        env={**os.environ, **environment, _CLUSTER_ENV: name},
+        [sys.executable, str(settings.BASE_DIR / "manage.py"), "worker_queue"],
+        env={**os.environ, **environment, _CLUSTER_ENV: name, _PARENT_ENV: str(os.getpid())},
         start_new_session=True,
-        preexec_fn=lambda: _die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - one prctl call, no locks taken
     )
+
+
+def run_cluster() -> None:
+    """Be the cluster that `start_cluster` started, until it is told to end or who started it has died.
+
+    django-q2's own handler waits for locks and processes inside of the signal, and hangs for ever when it interrupts itself
+    (its issue 346): as when a host shuts down, which tells everybody, and the supervisor tells its cluster as well.
+    """
+    cluster = Cluster()
+    stopping = Stopping()  # in the place of its handlers
+    cluster.start()
+    parent = int(os.environ[_PARENT_ENV])
+    while cluster.sentinel.is_alive() and os.getppid() == parent and not stopping.wait(_PARENT_SECONDS):
+        pass
+    cluster.stop()
 
 
 def kill_cluster(process: subprocess.Popen[bytes]) -> None:
@@ -150,7 +167,7 @@ def _freeze() -> None:
 
 def _on_spawn(**_: Any) -> None:
     """In each queue process: end with the cluster, whose death would otherwise leave it waiting for ever."""
-    _die_with_parent(signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 post_spawn.connect(_on_spawn, dispatch_uid="cloudstorage.queue")

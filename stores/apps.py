@@ -20,10 +20,10 @@ class StoresConfig(AppConfig):
 
     def ready(self) -> None:
         checks.register(check_store_drivers)
-        if sys.argv[1:2] in (["qcluster"], ["worker"]):
+        if sys.argv[1:2] in (["worker_queue"], ["worker"]):
             # Who is silent so long has lost its leases; no transaction of theirs waits for anything but the database.
             end_idle_transactions(settings.LEASE_SECONDS)
-        if sys.argv[1:2] == ["qcluster"]:
+        if sys.argv[1:2] == ["worker_queue"]:
             _load_before_forking()
 
 

@@ -123,6 +123,18 @@ def test_killed_supervisor_takes_its_cluster_along_and_the_next_worker_goes_on(g
     assert_complete(ground)
 
 
+def test_cluster_that_is_told_to_end_over_and_over_ends_and_is_replaced(ground, environment):
+    """As by a host that shuts down, and by the threads of a killed supervisor, whose deaths were each told."""
+    with start_worker(ground, environment) as machine:
+        for _ in range(3):
+            (cluster,) = machine.children(machine.pid)
+            for _ in range(30):
+                kill(cluster, signal.SIGTERM)
+                state_of(cluster)  # it takes as long as a handler takes to begin
+            wait_for(lambda gone=cluster: gone not in machine.processes(), "the cluster to end", machine, seconds=30)
+            wait_for(machine.queue_workers, "another cluster", machine)
+
+
 def test_worker_gives_its_transfers_back_when_it_is_told_to_end(ground, environment):
     with start_worker(ground, environment) as machine:
         start_drain(ground)

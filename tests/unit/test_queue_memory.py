@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 CLUSTER = """
 import gc, os, sys
-sys.argv = ["manage.py", "qcluster"]
+sys.argv = ["manage.py", "worker_queue"]
 import django
 django.setup()
 loaded = len(gc.get_objects())

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 from django.conf import settings
@@ -24,6 +22,7 @@ from cloudstorage import queue
 from cloudstorage.actors import Actor
 from cloudstorage.commands import ServiceCommand
 from cloudstorage.models import Installation
+from cloudstorage.stopping import Stopping
 from stores.models import ImageStore, Worker, WorkerReach
 from stores.services import transfers
 from stores.services.image_stores import driver_for
@@ -118,13 +117,7 @@ class Command(ServiceCommand):
     def run(self, actor: Actor, options: Mapping[str, Any]) -> int | None:
         worker = register_worker()
         os.environ[WORKER_ENV] = str(worker.pk)
-        stopping = threading.Event()
-
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            stopping.set()
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        stopping = Stopping()
         reach = _Reach(worker)
         reach.check_all()
         ticks = [_Repeating(path, period, import_string(path)) for path, period in settings.WORKER_TICKS]
