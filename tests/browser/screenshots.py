@@ -156,7 +156,7 @@ def end(page: Page, site: Installation, album: Album) -> None:
     page.get_by_role("button", name="Read everything again, then retire it").click()
     job.await_text(page, "Somebody must answer for unknown files")
     album.take_all("6-unknown-files")
-    page.get_by_role("button", name="I answer for these").click()
+    page.get_by_role("button", name="I answer for this file").click()
     job.await_text(page, "The signed report")
     album.take_all("7-retired")
 

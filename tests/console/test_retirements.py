@@ -66,10 +66,10 @@ def test_from_the_question_to_the_report_and_the_trash(filled, sign_in):
     assert page.status_code == 286, "nothing happens any more until somebody answers"
     assert "notes.txt" in page.content.decode()
     assert row.unknown_digest in page.content.decode()
-    assert "I answer for these 1" in page.content.decode()
+    assert "I answer for this file" in page.content.decode()
     assert "Look again" in page.content.decode()
     assert "Cancel…" in page.content.decode()
-    assert "I answer for these" not in sign_in("operator").get(here).content.decode()
+    assert "I answer for" not in sign_in("operator").get(here).content.decode()
     client.post(reverse("console:retirement_acknowledge", args=[row.uuid]), {"count": "2", "digest": row.unknown_digest})
     assert Decommission.objects.get().state == "Waiting"
     client.post(reverse("console:retirement_acknowledge", args=[row.uuid]), {"count": "1", "digest": row.unknown_digest})

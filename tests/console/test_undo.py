@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
+from urllib.parse import urlsplit
 
 import pytest
+from django.core.management import load_command_class
+from django.urls import resolve, reverse
 
 from migration import rollback
+from migration.api import decommissions, undo
 from migration.models import Conversion, Drain, Rollback, Verification
 from migration.states import DrainState, VerificationState
 from stores.drivers.nfs import NFSDriver
@@ -54,6 +59,23 @@ def test_a_commit_takes_the_name_and_the_button_and_says_what_ends(cloud, sign_i
     assert "was committed" in text(late)
     assert "no way back to NFS" in text(late)
     assert 'name="typed"' not in text(late)
+
+
+def test_the_same_without_the_console_is_what_the_button_does(cloud, sign_in):
+    """Each page's request is one of REST, and its command takes what it is given."""
+    client, east = sign_in("storage-admin"), ImageStore.objects.filter(scope="ZONE").order_by("pk").first()
+    pages = {
+        f"/migration/conversions/{cloud.conversion.uuid}/commit/": undo.ConversionCommit,
+        f"/migration/conversions/{cloud.conversion.uuid}/rollback/": undo.ConversionRollback,
+        reverse("console:retire", args=[east.uuid]): decommissions.StoreDecommission,
+    }
+    for url, view in pages.items():
+        command, request = re.findall(r'<pre class="command">(.*?)</pre>', text(client.get(url)))
+        _, name, *words = shlex.split(command)
+        load_command_class("migration", name).create_parser("manage.py", name).parse_args(words)
+        sent = shlex.split(request)
+        assert sent[:3] == ["curl", "-X", "POST"]
+        assert resolve(urlsplit(sent[-1]).path).func.cls is view
 
 
 @pytest.mark.parametrize(("role", "seen"), [("operator", True), ("viewer", False)])
