@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import OperationalError
 from django.http import Http404, HttpRequest, JsonResponse
+from django.http.multipartparser import MultiPartParserError
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework.exceptions import APIException, NotAuthenticated, ValidationError
 
 from cloudstorage.errors import UNSTORABLE, ServiceError, plain, unstorable
@@ -20,10 +23,13 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 _REMEDIES = {
+    400: "Correct the request and send it again.",
     401: "Send `Authorization: Bearer <token>`; `manage.py token_create` makes one.",
     403: "Ask an administrator for the role.",
     404: "Look at the list that it should be in.",
     405: "The header Allow names the methods that are possible.",
+    411: "Send the header Content-Length.",
+    413: "Send less at once; a long catalogue is read by `manage.py store_scan --catalogue`.",
     415: "Send the media type that the API description names.",
 }
 
@@ -54,6 +60,10 @@ def _body(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]:  # no
     if isinstance(error, APIException):
         code = "not-authenticated" if isinstance(error, NotAuthenticated) else str(error.get_codes()).replace("_", "-")
         return _problem(error.status_code, code, str(error.detail))
+    if isinstance(error, RequestDataTooBig):
+        return _problem(413, "too-large", f"The body is longer than {settings.DATA_UPLOAD_MAX_MEMORY_SIZE} bytes.")
+    if isinstance(error, (SuspiciousOperation, MultiPartParserError)):
+        return _problem(400, "malformed", "The request cannot be read.")
     if isinstance(error, OperationalError):
         log.warning("the database did not answer in time: %s", error)
         return _problem(503, "database-busy", "The database did not answer in time.", "Try again in a moment.")
@@ -110,6 +120,7 @@ def _response(body: dict[str, Any], headers: Mapping[str, str]) -> Any:
     return Response(body, status=body["status"], headers=dict(headers), content_type=MEDIA_TYPE)
 
 
+@csrf_exempt  # nothing is here to protect, and a form's refusal would hide that
 def no_such_resource(_request: HttpRequest, _path: str = "") -> JsonResponse:
     """What the API says of an address that leads nowhere."""
     body = _problem(404, "not-found", "The API has no such address.", "Its description is at /api/v1/schema/.")

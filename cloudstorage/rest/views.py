@@ -81,6 +81,10 @@ class ServiceView(GenericAPIView[Any]):
         if any("\0" in str(value) for value in (*kwargs.values(), *request.query_params.values())):
             raise unstorable()
 
+    def options(self, request: Any, *args: Any, **kwargs: Any) -> Response:
+        """What may be asked of it stands in the header Allow of every answer."""
+        return Response(status=204)
+
     def pointer_to(self, field: str) -> str:
         """Where in the request a field stands that a service refused."""
         return f"#/{field}"

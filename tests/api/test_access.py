@@ -6,11 +6,12 @@ import uuid
 from typing import Any
 
 import pytest
+from django.test import Client
 from django.urls import get_resolver
 from django.urls.resolvers import URLPattern, URLResolver
 
 from cloudstorage.models import AuditEvent
-from tests.api.conftest import ROLES
+from tests.api.conftest import ROLES, Api
 
 pytestmark = [pytest.mark.db, pytest.mark.django_db]
 
@@ -148,3 +149,17 @@ def test_method_that_a_view_lacks_is_a_problem_that_names_the_others(api):
     assert answer.status_code == 405
     assert "POST" in answer.headers["Allow"]
     assert answer.json()["remedy"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_address_that_leads_nowhere_is_a_problem_to_who_wants_to_change_something_too(api, method):
+    program = Api(api("storage-admin").token, Client(enforce_csrf_checks=True))
+    answer = program.send(method, "zones/", {"name": "x"})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize("role", ["viewer", "storage-admin"])
+def test_what_may_be_asked_of_an_address_is_told_to_who_may_read_it(api, role):
+    answer = api(role).send("OPTIONS", "zones")
+    assert (answer.status_code, answer.headers["Allow"]) == (204, "GET, POST, HEAD, OPTIONS")
+    assert not AuditEvent.objects.filter(outcome="refused").exists()

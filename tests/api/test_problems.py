@@ -6,6 +6,7 @@ import uuid
 from urllib.parse import urlencode
 
 import pytest
+from django.conf.global_settings import DATA_UPLOAD_MAX_MEMORY_SIZE
 from django.db import DataError, OperationalError
 
 from cloudstorage.errors import Busy, Unreachable
@@ -108,6 +109,23 @@ def test_body_that_is_no_json_object_is_refused(api, data, content_type, status)
     answer = api().send("POST", "zones", data=data, content_type=content_type)
     assert answer.status_code == status, answer.content
     assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"[" * 100_000, 400),
+        (rb'{"name": "a\ud800"}', 400),
+        (rb'{"a\udfff": "b"}', 400),
+        (b'{"name": "' + b"x" * DATA_UPLOAD_MAX_MEMORY_SIZE + b'"}', 413),
+    ],
+    ids=["deep", "lone surrogate in a text", "lone surrogate in a name", "long"],
+)
+def test_body_that_nothing_can_take_is_refused_with_what_to_do(api, data, status):
+    answer = api().send("POST", "zones", data=data, content_type="application/json")
+    assert answer.status_code == status, answer.content
+    assert answer.json()["remedy"]
+    assert not Zone.objects.exists()
 
 
 def test_accept_header_of_another_type_is_answered_all_the_same(api):
