@@ -147,11 +147,13 @@ AUTH_PASSWORD_VALIDATORS = [
 AXES_FAILURE_LIMIT = 10
 AXES_COOLOFF_TIME = 0.25  # hours
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_CLIENT_IP_CALLABLE = "cloudstorage.callers.address_of"
 AXES_LOCKOUT_CALLABLE = "cloudstorage.console.failures.locked_out"
 AXES_VERBOSE = False
 LOGIN_URL = "console:login"
 LOGIN_REDIRECT_URL = "console:index"
 CSRF_FAILURE_VIEW = "cloudstorage.console.failures.csrf_failure"
+FILE_UPLOAD_HANDLERS = ["cloudstorage.console.uploads.NoFiles"]
 
 _https = env.bool("CLOUDSTORAGE_HTTPS", default=False)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _https

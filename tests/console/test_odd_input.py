@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.files.uploadhandler import MemoryFileUploadHandler, TemporaryFileUploadHandler
 
 from stores.models import Zone
 
@@ -25,3 +27,28 @@ def test_a_null_character_in_a_form_is_refused_with_nothing_done(sign_in):
     answer = sign_in("storage-admin").post("/zones/add/", {"name": "a\0b"})
     assert (answer.status_code, "null character" in answer.content.decode()) == (400, True)
     assert not Zone.objects.exists()
+
+
+def test_a_file_in_a_form_is_refused_before_it_is_written_anywhere(client, db, monkeypatch):
+    def kept(*_: object) -> None:
+        raise AssertionError("a file was kept")
+
+    for handler in (TemporaryFileUploadHandler, MemoryFileUploadHandler):
+        monkeypatch.setattr(handler, "new_file", kept)
+    answer = client.post("/login/", {"username": "ada", "picture": SimpleUploadedFile("ada.png", b"x")})
+    assert (answer.status_code, "What to do" in answer.content.decode()) == (400, True)
+
+
+def test_failed_sign_ins_are_counted_by_the_address_that_the_proxy_saw(client, settings, db):
+    settings.AXES_FAILURE_LIMIT = 2
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+    def sign_in_from(*addresses: str) -> int:
+        seen = {"X-Forwarded-For": ", ".join(addresses), "X-Forwarded-Proto": "https"}
+        return client.post("/login/", {"username": "ada", "password": "wrong"}, headers=seen).status_code
+
+    assert [sign_in_from("192.0.2.7"), sign_in_from("198.51.100.1", "192.0.2.7")] == [200, 429]
+    assert sign_in_from("192.0.2.8") == 200
+    settings.SECURE_PROXY_SSL_HEADER = None
+    assert [sign_in_from("203.0.113.1"), sign_in_from("203.0.113.2")] == [200, 429]
