@@ -61,7 +61,7 @@ WRITE_HOLD_SECONDS = 600
 UNFINISHED_SECONDS = 24 * 3600
 """After how long without a word an unfinished item is given up."""
 RETRY_DELETE_SECONDS = 60
-_STALE_SECONDS = 5.0
+_STALE_SECONDS = 1.0
 _NOWHERE = (RefState.PROMISED, RefState.DESTROYING, RefState.DESTROYED)
 BEING_WRITTEN = "being written"
 """`problem` of a file that was announced but not finished."""
@@ -114,6 +114,7 @@ def begin_item(
             parent = None
         common = {"name": name, "account": account, "format": image_format, "hypervisor_type": hypervisor_type}
         if kind is Kind.SNAPSHOT:
+            _refuse_late_copy(store, account, volume_upstream_id, path)
             item = _new_snapshot(common, zone, volume_upstream_id, path, parent)
             where = _place(kind, account.pk, item.volume_upstream_id or 0, path)
         else:
@@ -249,6 +250,15 @@ def _place(kind: Kind, account_id: int, owner_id: int, name: str) -> str:
         return layout.install_path(kind, account_id, owner_id, name=name)
     except ValueError as error:
         raise Invalid(str(error), remedy="Choose a plain file name.", field="path") from error
+
+
+def _refuse_late_copy(store: ImageStore, account: Account, volume: int | None, path: str) -> None:
+    """A cancelled copy of a deleted snapshot of that name may still publish, over the new one, until the store is swept of it."""
+    former = Snapshot.objects.filter(account=account, volume_upstream_id=volume, path=path, removed__isnull=False)
+    coming = Transfer.objects.filter(kind=Kind.SNAPSHOT, target=store, swept=False, item_id__in=former.values("pk"))
+    if coming.exists():
+        message = f"A copy of the deleted snapshot {path!r} of that volume may still be on its way to {store.name}."
+        raise Conflict(message, remedy="Try again in some minutes, or choose another name.", field="path")
 
 
 def _new_snapshot(common: dict[str, Any], zone: Zone | None, volume: int | None, path: str, parent: Snapshot | None) -> Snapshot:
@@ -402,11 +412,12 @@ def finish_deletes(limit: int = 100, *, avoid_stores: Collection[int] = ()) -> i
             .prefetch_related("files")
             .order_by("updated", "pk")[: limit - done]
         )
+        going = _Going(kind)
         by_store: dict[int, list[Any]] = defaultdict(list)
         for ref in refs:
             by_store[ref.store_id].append(ref)
         for group in by_store.values():
-            gone = _delete_bytes(kind, group)
+            gone = _delete_bytes(kind, group, going)
             reach("delete.bytes-gone")
             _write_off(kind, gone)
             done += len(gone)
@@ -415,7 +426,7 @@ def finish_deletes(limit: int = 100, *, avoid_stores: Collection[int] = ()) -> i
     return done
 
 
-def _delete_bytes(kind: Kind, refs: Sequence[Any]) -> list[Any]:
+def _delete_bytes(kind: Kind, refs: Sequence[Any], going: _Going) -> list[Any]:
     """Delete the files of refs of one store; returns those of which nothing is left. The others say why."""
     gone = [ref for ref in refs if not ref.files.all()]
     full = [ref for ref in refs if ref.files.all()]
@@ -426,7 +437,6 @@ def _delete_bytes(kind: Kind, refs: Sequence[Any]) -> list[Any]:
     except Exception as error:  # noqa: BLE001 - it is told at the refs
         _note_failure(kind, full, error)
         return gone
-    going = _Going(kind)
     for position, ref in enumerate(full):
         try:
             if _delete_files(driver, kind, ref, going):
@@ -440,8 +450,8 @@ def _delete_bytes(kind: Kind, refs: Sequence[Any]) -> list[Any]:
 
 
 class _Going:
-    """Whether refs are still to go, asked again where the answer is old: a store that hung may have let another host finish this,
-    and a new snapshot take the same path meanwhile."""
+    """Whether refs are still to go, asked again where the answer is old: while this or another store hung, another host may have
+    finished this, and a new snapshot taken the same path. To be made before the refs are read."""
 
     def __init__(self, kind: Kind) -> None:
         self._refs = KINDS[kind].ref.objects.filter(state=RefState.DESTROYING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.db import connection
@@ -200,6 +201,23 @@ def test_snapshot_is_a_conflict_when_the_volume_has_one_of_that_name(operator, z
         begin(operator, zone, **given)
 
 
+def test_snapshot_waits_while_a_cancelled_copy_of_its_namesake_may_still_publish(operator, admin, zone, export, objects):
+    given = {"kind": Kind.SNAPSHOT, "volume_upstream_id": 7, "path": "a"}
+    former = finish(operator, begin(operator, zone, **given), Kind.SNAPSHOT)
+    factories.make_promises(objects)
+    promise = SnapshotStoreRef.objects.get(store=objects)
+    refs = {"source": export, "source_ref_id": former.pk, "target": objects, "target_ref_id": promise.pk}
+    copy = Transfer.objects.create(kind=Kind.SNAPSHOT, item_id=former.item_id, state=TransferState.RUNNING, swept=False, **refs)
+    items.delete_item(actor=admin, kind=Kind.SNAPSHOT, item=former.item)
+    assert items.finish_deletes() == 2
+    with pytest.raises(Conflict, match="still be on its way") as caught:
+        begin(operator, zone, **given)
+    assert caught.value.field == "path"
+    assert begin(operator, zone, **given | {"path": "b"}).store == objects
+    Transfer.objects.filter(pk=copy.pk).update(swept=True)
+    assert begin(operator, zone, **given).store == objects
+
+
 # --- going -----------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +374,28 @@ def test_a_new_file_stays_when_another_host_has_finished_the_deletion_that_hung(
     items.finish_deletes()
     assert not driver.exists(first)
     assert driver.stat(second).size == 13
+
+
+def test_a_new_object_stays_when_another_host_has_finished_its_deletion_while_another_store_hung(
+    admin, export, objects, monkeypatch
+):
+    slow, gone = factories.make_volume([export]), factories.make_volume([objects])
+    for volume in (slow, gone):
+        items.delete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+    path = VolumeStoreRef.objects.get(item=gone).files.get().path
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
+    really = type(driver_for(export)).delete
+
+    def hang(self, key: str) -> bool:
+        clock.now += 60
+        VolumeStoreRef.objects.filter(item=gone).update(state=RefState.DESTROYED)
+        driver_for(objects).put(path, b"of a new item", metadata={}, token="new")
+        return really(self, key)
+
+    monkeypatch.setattr(items, "time", clock)
+    monkeypatch.setattr(type(driver_for(export)), "delete", hang)
+    assert items.finish_deletes() == 1
+    assert driver_for(objects).stat(path).size == 13
 
 
 def test_deletion_ends_well_when_the_bytes_are_gone_already(admin, objects, export, folder):
