@@ -182,7 +182,7 @@ def restore(root: int, path: str) -> int:
     except FileNotFoundError:
         return 0
     with confined.closing(trash):
-        for batch in sorted(_batches(trash), key=lambda name: int(name.partition("-")[0]), reverse=True):
+        for batch in sorted(_batches(trash), key=lambda name: _moved(trash, name), reverse=True):
             base = path.rpartition("/")[0]
             try:
                 start = confined.walk(trash, [batch, *components(base)] if base else [batch])
@@ -203,6 +203,14 @@ def restore(root: int, path: str) -> int:
 
 def _batches(trash: int) -> list[str]:
     return [name for name in os.listdir(trash) if (moved := name.partition("-")[0]).isascii() and moved.isdigit()]
+
+
+def _moved(trash: int, batch: str) -> int:
+    """When its file was moved to the trash, by the file server's clock: those of hosts differ, and a second is long."""
+    try:
+        return os.stat(batch, dir_fd=trash, follow_symlinks=False).st_mtime_ns
+    except FileNotFoundError:  # purged just now
+        return 0
 
 
 def _bring_back(root: int, trash: int, batch: str, names: Sequence[str]) -> None:

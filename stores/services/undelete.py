@@ -30,10 +30,15 @@ def undeletable(kind: Kind) -> QuerySet[Any]:
     """Items whose bytes went to the trash of an export in use, within its grace time."""
     models = KINDS[kind]
     since = timezone.now() - timedelta(seconds=settings.TRASH_GRACE_SECONDS)
-    copies = models.ref.objects.filter(item=OuterRef("pk"), state=RefState.DESTROYED).exclude(install_path="")
+    copies = _were_whole(models.ref.objects.filter(item=OuterRef("pk")))
     gone = copies.filter(store__scope="ZONE", store__state=StoreState.ATTACHED)
     found: QuerySet[Any] = models.item.objects.filter(Exists(gone), removed__gt=since)
     return found
+
+
+def _were_whole(refs: QuerySet[Any]) -> QuerySet[Any]:
+    """Deleted copies that were Ready until then: no upload that was refused or never ended, and nothing found damaged."""
+    return refs.filter(state=RefState.DESTROYED, proof__gt="").exclude(install_path="")
 
 
 def undelete_item(*, actor: Actor, kind: Kind, item: Item) -> list[str]:
@@ -61,7 +66,7 @@ def undelete_item(*, actor: Actor, kind: Kind, item: Item) -> list[str]:
         if not restored and item.removed is None:
             raise failed or Conflict(f"The {kind} {item.name} is not deleted.", remedy="Nothing to do.")
         if not restored:
-            gone = f"No trash has the bytes of {item.name} any more, or it never was on an export."
+            gone = f"No trash has the bytes of {item.name} any more, or it never was whole on an export."
             raise failed or Missing(gone, remedy="Restore it from a backup, and scan the store.")
     return restored
 
@@ -79,7 +84,7 @@ def _former_copies(kind: Kind, item: Item) -> list[Any]:
     """The last copy on each store that has none now: where somebody died before, some exports may be done already."""
     refs = KINDS[kind].ref.objects.filter(item_id=item.pk, store__state=StoreState.ATTACHED)
     there = set(refs.filter(state__in=LIVE_REF_STATES).values_list("store", flat=True))
-    gone = refs.filter(state=RefState.DESTROYED).exclude(install_path="").exclude(store__in=there)
+    gone = _were_whole(refs).exclude(store__in=there)
     return list({ref.store_id: ref for ref in gone.select_related("store__zone", "item").order_by("pk")}.values())
 
 
@@ -89,6 +94,11 @@ def _bring_back(ref: Any) -> list[ObjectInfo]:
     if taken.exists():
         message = f"Another item lies at {ref.install_path} on {ref.store.name}."
         raise Conflict(message, remedy="Delete that one first, or leave this one deleted.")
+    later = type(ref).objects.filter(store_id=ref.store_id, install_path=ref.install_path, pk__gt=ref.pk)
+    if later.exclude(item_id=ref.item_id).exists():
+        message = f"After {ref.item.name} another item had the place {ref.install_path} on {ref.store.name}, and was deleted too."
+        message += " The trash gives back what was deleted last, which may be that one's bytes."
+        raise Conflict(message, remedy="Take the right file out of .cs-trash on the export by hand, then scan the store.")
     driver = driver_for(ref.store)
     if not driver.capabilities.trash:
         return []

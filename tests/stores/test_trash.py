@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cloudstorage.errors import Conflict, Denied, Missing
+from cloudstorage.errors import Conflict, Denied, Invalid, Missing
 from cloudstorage.models import AuditEvent
 from stores import tasks
+from stores.drivers import nfs_files
 from stores.drivers.errors import AlreadyExists
 from stores.models import KINDS, ImageStore, Kind, TemplateZoneRef
 from stores.services import holds
@@ -17,8 +21,19 @@ from stores.services.image_stores import driver_for
 from stores.services.inventory import open_content
 from stores.services.items import delete_item, finish_deletes
 from stores.services.undelete import undeletable, undelete_item
+from stores.services.uploads import register_upload
 from stores.states import RefState, Role, StoreState
-from tests.factories import MEMORY, content, make_chain, make_store, make_template, make_volume, make_zone
+from tests.factories import (
+    MEMORY,
+    content,
+    make_account,
+    make_chain,
+    make_ref,
+    make_store,
+    make_template,
+    make_volume,
+    make_zone,
+)
 
 pytestmark = pytest.mark.db
 
@@ -44,6 +59,13 @@ def bury(driver, key: str, data: bytes) -> None:
     batch = Path(driver.path, ".cs-trash", f"{int(time.time()) - 86400}-0123456789ab")
     (batch / key).parent.mkdir(parents=True)
     (batch / key).write_bytes(data)
+    grow_old(driver)
+
+
+def grow_old(driver) -> None:
+    """What was deleted until now was so a day ago, by the file server's clock."""
+    for batch in Path(driver.path).glob(".cs-trash/*"):
+        os.utime(batch, (time.time() - 86400,) * 2)
 
 
 def read(admin, kind, item, path=None) -> bytes:
@@ -169,6 +191,53 @@ def test_of_two_that_were_deleted_at_one_place_the_later_comes_back(export):
     with driver.open("volumes/1/2/disk") as reader:
         assert reader.pread(0, 10) == b"new"
     assert driver.undelete("volumes/1/3") == 0
+
+
+def test_the_later_comes_back_also_when_the_clock_of_the_host_that_deleted_it_is_late(export, monkeypatch):
+    driver = driver_for(export)
+    for data, host in ((b"old", time.time()), (b"new", time.time() - 60)):
+        grow_old(driver)
+        driver.put("volumes/1/2/disk", data, metadata={}, token="t")
+        monkeypatch.setattr(nfs_files, "time", SimpleNamespace(time=lambda host=host: host))
+        driver.delete("volumes/1/2/disk")
+    assert driver.undelete("volumes/1/2") == 1
+    with driver.open("volumes/1/2/disk") as reader:
+        assert reader.pread(0, 10) == b"new"
+
+
+def test_an_item_never_comes_back_with_the_bytes_of_a_later_one_of_its_name(export, admin):
+    def snapshot(data: bytes):
+        given = {"name": "daily", "path": "daily", "volume_upstream_id": 7, "account": make_account()}
+        item = KINDS[Kind.SNAPSHOT].item.objects.create(**given)
+        make_ref(Kind.SNAPSHOT, item, export, "snapshots/2/7/daily", {"snapshots/2/7/daily": data})
+        grow_old(driver_for(export))
+        delete(admin, Kind.SNAPSHOT, item)
+        return item
+
+    monday, tuesday = snapshot(b"of monday"), snapshot(b"of tuesday")
+    with pytest.raises(Conflict, match="deleted last") as caught:
+        undelete_item(actor=admin, kind=Kind.SNAPSHOT, item=monday)
+    assert ".cs-trash" in caught.value.remedy
+    assert list(driver_for(export).list()) == []
+    assert undelete_item(actor=admin, kind=Kind.SNAPSHOT, item=tuesday) == [export.name]
+    tuesday.refresh_from_db()
+    assert read(admin, Kind.SNAPSHOT, tuesday) == b"of tuesday"
+
+
+def test_an_upload_that_was_refused_does_not_come_back_as_an_item(export, admin, operator):
+    make_account(2)
+    with pytest.raises(Invalid, match="cut short"):
+        register_upload(
+            actor=operator, kind=Kind.VOLUME, zone=export.zone, account_id=2, name="half", filename="disk.raw",
+            stream=BytesIO(b"half of it"), size=20,
+        )  # fmt: skip
+    assert finish_deletes() == 1
+    volume = KINDS[Kind.VOLUME].item.objects.get()
+    assert list(undeletable(Kind.VOLUME)) == []
+    with pytest.raises(Missing, match="never was whole"):
+        undelete_item(actor=admin, kind=Kind.VOLUME, item=volume)
+    volume.refresh_from_db()
+    assert volume.removed is not None
 
 
 @pytest.mark.parametrize("older", [0, 1])
