@@ -478,6 +478,7 @@ def run_deletion(row: Decommission) -> None:
         driver.check()
         files = RetiredFile.objects.filter(decommission=row).order_by("pk")
         while page := list(files.filter(pk__gt=row.deletion_cursor)[:_PAGE]):
+            _refuse_last(files.filter(pk__gt=row.deletion_cursor, pk__lte=page[-1].pk))
             for file in page:
                 _refuse_reuse(row)  # asked of each: only a scan after the store was added again can make refs to what is left
                 taken = _to_trash(driver, file)
@@ -491,9 +492,20 @@ def run_deletion(row: Decommission) -> None:
             reach("retire.page-in-trash")
     except (StoreError, ServiceError) as error:
         later = Now() + timedelta(seconds=_RETRY_SECONDS)
-        Decommission.objects.filter(pk=row.pk).update(note=f"It waits: {error}", lease_until=later)
+        Decommission.objects.filter(pk=row.pk).update(note=f"It waits: {error} {error.remedy}", lease_until=later)
         return
     _advance(row, DecommissionEvent.FILES_IN_TRASH, in_trash_at=timezone.now(), note="")
+
+
+def _refuse_last(files: QuerySet[RetiredFile]) -> None:
+    """Of what was found damaged since the retirement, and is proven nowhere now, they may be the last good bytes."""
+    for kind, models in KINDS.items():
+        living = models.ref.objects.filter(item=OuterRef("pk"), state__in=LIVE_REF_STATES - {RefState.DESTROYING})
+        proven = proven_copies(kind).filter(item=OuterRef("pk"))
+        unproven = models.item.objects.filter(Exists(living), ~Exists(proven), uuid=OuterRef("item_uuid"))
+        if (file := files.filter(Exists(unproven), kind=kind).first()) is not None:
+            message = f"Nothing proves the {kind} {file.item_name} any more, so {file.path} may be its last good bytes."
+            raise Conflict(message, remedy="Mend its copy and verify that store, or delete the item; then it goes on by itself.")
 
 
 def _to_trash(driver: StoreDriver, file: RetiredFile) -> bool:
@@ -513,7 +525,9 @@ def purge() -> None:
     before = Now() - timedelta(seconds=settings.TRASH_GRACE_SECONDS)
     for row in Decommission.objects.filter(state=DecommissionState.IN_TRASH, in_trash_at__lt=before).select_related("store"):
         try:
+            _refuse_last(RetiredFile.objects.filter(decommission=row).order_by("pk"))
             driver_for(row.store).purge_trash(older_than=settings.TRASH_GRACE_SECONDS)
-            _advance(row, DecommissionEvent.PURGE)
-        except (StoreError, ServiceError):
+            _advance(row, DecommissionEvent.PURGE, note="")
+        except (StoreError, ServiceError) as error:
             log.exception("the trash of %s could not be purged; it is tried again", row.store.name)
+            Decommission.objects.filter(pk=row.pk).update(note=f"It waits: {error} {error.remedy}")

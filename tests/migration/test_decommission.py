@@ -8,7 +8,7 @@ import os
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -20,7 +20,7 @@ from migration.states import DecommissionState, VerificationState
 from stores.copier import Throttle
 from stores.drivers.errors import AccessDenied, Foreign
 from stores.models import KINDS, Hold, ImageStore, Kind, ScanRun, Transfer
-from stores.services import holds
+from stores.services import holds, proofs
 from stores.services.image_stores import driver_for
 from stores.services.items import delete_item
 from stores.states import RefState, StoreState
@@ -461,6 +461,44 @@ def test_files_go_through_the_trash_only_when_asked_for_by_name(filled, store, a
     row.refresh_from_db()
     assert row.state == DecommissionState.DELETED
     assert not [path for path in (export / ".cs-trash").rglob("*") if path.is_file()]
+
+
+def test_files_stay_while_an_item_is_proven_nowhere_any_more(filled, store, admin, settings):
+    row = retire(store, admin)
+    trash = filled.folder("east") / ".cs-trash"
+    decommission.delete_files(actor=admin, row=row, confirm="nfs-east")
+    refs = KINDS[Kind.VOLUME].ref.objects.select_related("item").filter(store__scope="REGION")
+
+    def damage() -> None:
+        copy = refs.get()
+        with transaction.atomic():
+            found = {copy.files.get().path: "damaged: by the bucket"}
+            assert proofs.disprove(Kind.VOLUME, copy, found, {}) == proofs.Fate.ONLY_COPY
+
+    def mend() -> None:
+        verify.verify(actor=admin, store=refs.get().store)
+        verify.run(Verification.objects.latest("id"))
+        assert refs.get().state == RefState.READY
+
+    damage()
+    tasks.delete_retired_files(row.pk)
+    row.refresh_from_db()
+    assert (row.state, row.files_deleted, trash.exists()) == (DecommissionState.DELETING, 0, False)
+    assert "last good bytes. Mend its copy" in row.note
+    mend()
+    Decommission.objects.update(lease_until=None)
+    tasks.delete_retired_files(row.pk)
+    damage()
+    settings.TRASH_GRACE_SECONDS = 0
+    Decommission.objects.update(in_trash_at=timezone.now() - timedelta(seconds=1))
+    tasks.purge_retired_stores()
+    row.refresh_from_db()
+    assert (row.state, len([path for path in trash.rglob("*") if path.is_file()])) == (DecommissionState.IN_TRASH, 4)
+    assert "last good bytes" in row.note
+    delete_item(actor=admin, kind=Kind.VOLUME, item=refs.get().item)
+    tasks.purge_retired_stores()
+    row.refresh_from_db()
+    assert (row.state, row.note) == (DecommissionState.DELETED, "")
 
 
 def test_files_of_a_store_that_was_added_again_are_not_deleted(filled, store, admin):
