@@ -167,7 +167,7 @@ def _write_all(kind: Kind, ref: StoreRef, filename: str, stream: Stream, expecte
 def _write(driver: StoreDriver, kind: Kind, ref: StoreRef, key: str, stream: Stream, size: int | None) -> _Written:
     """Send the stream part by part; a single put where it fits."""
     if driver.exists(key):
-        raise Conflict(f"Something lies at {key} already.", remedy="Scan the store; another writer uses this id.")
+        raise _taken(key)
     items.announce_file(kind, ref, key)
     reach("upload.announced")
     metadata = identity_of(ref.item, Installation.get().uuid)
@@ -185,7 +185,11 @@ def _write(driver: StoreDriver, kind: Kind, ref: StoreRef, key: str, stream: Str
         return _write_parts(driver, kind, ref, key, content, whole, part_size)
     except AlreadyExists as error:
         items.retract_file(kind, ref, key)
-        raise Conflict(f"Something lies at {key} already.", remedy="Scan the store; another writer uses this id.") from error
+        raise _taken(key) from error
+
+
+def _taken(key: str) -> Conflict:
+    return Conflict(f"Something lies at {key} already.", remedy="Scan the store; another writer uses this id.")
 
 
 def _write_parts(
@@ -314,9 +318,15 @@ def _write_properties(driver: StoreDriver, ref: StoreRef, filename: str, image: 
         formats=(FormatEntry(image.format, filename, image.size, virtual),),
     ).to_bytes()
     key = f"{ref.install_path}/{layout.TEMPLATE_PROPERTIES}"
+    if driver.exists(key):
+        raise _taken(key)
     items.announce_file(Kind.TEMPLATE, ref, key)
     token = f"{items.upload_token(Kind.TEMPLATE, ref)}-properties"
-    stored = driver.put(key, data, metadata=identity_of(template, Installation.get().uuid), token=token, if_absent=True)
+    try:
+        stored = driver.put(key, data, metadata=identity_of(template, Installation.get().uuid), token=token, if_absent=True)
+    except AlreadyExists as error:
+        items.retract_file(Kind.TEMPLATE, ref, key)
+        raise _taken(key) from error
     written = _Written(key, len(data), hashlib.sha256(data).hexdigest(), stored)
     proof = stored.proof or _read_back(driver, written)
     return WrittenFile(key, written.size, written.sha256, proof, stored.version, stored.etag, "properties")

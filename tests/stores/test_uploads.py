@@ -224,6 +224,32 @@ def test_foreign_file_is_not_touched_when_it_lies_where_the_upload_would_go(oper
     assert (folder / "disk.raw").read_bytes() == b"foreign"
 
 
+def test_properties_of_another_template_stay_when_its_id_was_taken_for_free(operator, zone, export, tmp_path, monkeypatch):
+    folder = tmp_path / "export" / "template" / "tmpl" / "2" / "1"
+    folder.mkdir(parents=True)
+    (folder / "template.properties").write_bytes(b"foreign")
+    data = qcow2(tmp_path, "debian.qcow2")
+    given = {"kind": Kind.TEMPLATE, "filename": "debian.qcow2"}
+    with pytest.raises(Conflict, match="lies at"):
+        register(operator, zone, data, **given)
+    items.finish_deletes()
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("template.properties", b"foreign")]
+    (folder / "template.properties").rename(tmp_path / "foreign")
+    announce = items.announce_file
+
+    def written_meanwhile(kind, ref, path):
+        announce(kind, ref, path)
+        if path.endswith(".properties"):
+            (tmp_path / "export" / path).write_bytes(b"foreign")
+
+    monkeypatch.setattr(items, "announce_file", written_meanwhile)
+    with pytest.raises(Conflict, match="lies at"):
+        register(operator, zone, data, **given)
+    items.finish_deletes()
+    left = [path for path in (tmp_path / "export" / "template" / "tmpl" / "2").rglob("*") if path.is_file()]
+    assert [(path.name, path.read_bytes()) for path in left] == [("template.properties", b"foreign")]
+
+
 # --- what fails ------------------------------------------------------------------------------------------------------
 
 
