@@ -6,6 +6,7 @@ Every key is completed exactly once: whoever takes a transfer over recognises wh
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ import psycopg
 import pytest
 
 from tests.crash.ground import BUCKET, Ground
-from tests.crash.machine import Machine, wait_for
+from tests.crash.machine import Machine, kill, wait_for
 from tests.crash.network import ADDRESS, Namespaces
 from tests.crash.stage import MiB
 from tests.demo.build import BuiltFile, BuiltItem, BuiltRegion, hash_file
@@ -96,7 +97,20 @@ def test_every_key_is_completed_once_when_one_of_three_workers_dies(server_direc
                 at_work[:] = [machine for machine in machines if machine.pid in pids]
                 return count(proven) >= 15 and len(at_work) >= 2
 
-            wait_for(several_at_work, "several to be at work", *machines)
+            def one_caught_at_work() -> bool:
+                if not several_at_work():
+                    return False
+                victim = at_work[0]
+                caught = victim.processes()
+                for pid in caught:
+                    kill(pid, signal.SIGSTOP)
+                if (victim.pid,) in connection.execute(busy).fetchall():
+                    return True
+                for pid in caught:
+                    kill(pid, signal.SIGCONT)
+                return False
+
+            wait_for(one_caught_at_work, "several to be at work", *machines)
             victim = at_work[0]
             victim.kill_all()
             assert count(proven) < SMALL + LARGE
