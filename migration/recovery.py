@@ -15,7 +15,8 @@ from cloudstorage.actors import RECOVERY, Actor, ActorRole
 from cloudstorage.checkpoints import reach
 from cloudstorage.errors import Conflict, ServiceError
 from cloudstorage.models import Installation
-from migration.models import Verification
+from migration import decommission
+from migration.models import Decommission, Verification
 from migration.rereading import proven_copies
 from stores.models import KINDS, ImageStore, Kind
 from stores.services import holds, image_stores, items, life
@@ -139,6 +140,8 @@ def _write_off_pages(actor: Actor, kind: Kind, store: ImageStore, rows: QuerySet
 def _give_up(actor: Actor, store: ImageStore, found: Reconciled) -> None:
     """A store that will not come back: forget there what another proves, keep what only it may have."""
     told = found.stores[store.name]
+    for row in Decommission.objects.filter(store=store, state__in=decommission.LIVE):
+        decommission.cancel(actor=_while_read_only(actor), row=row)
     for kind, models in KINDS.items():
         elsewhere = proven_copies(kind).filter(item_id=OuterRef("item_id")).exclude(store=store)
         _write_off_pages(actor, kind, store, models.ref.objects.filter(Exists(elsewhere), store=store, state__in=READABLE), told)

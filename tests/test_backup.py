@@ -16,7 +16,7 @@ from cloudstorage import backup
 from cloudstorage.errors import Conflict, Denied, Invalid
 from cloudstorage.models import Installation
 from migration import doctor, recovery, rereading, verify
-from migration.models import Verification
+from migration.models import Decommission, Verification
 from stores.copier import Stopped
 from stores.models import Volume, VolumeStoreRef
 from stores.services import holds
@@ -224,6 +224,8 @@ def test_an_export_that_was_retired_since_the_backup_does_not_keep_the_database_
     objects, _ = restored
     proven = factories.make_volume([export, objects], proof=Proof.VERIFIED)
     only = factories.make_volume([export])
+    reading = Verification.objects.create(store=export, actor="ada", mode=Verification.RETIRE, state="Running")
+    Decommission.objects.create(store=export, verification=reading, actor="ada", former_readonly=False)
     shutil.rmtree(folder)
     found = recovery.reconcile(actor=admin)
     assert (found.opened, found.unreachable, living()) == (False, ["retired"], 32)
@@ -233,6 +235,7 @@ def test_an_export_that_was_retired_since_the_backup_does_not_keep_the_database_
     assert [ref.store.name for ref in VolumeStoreRef.objects.filter(item=proven, state="Ready")] == ["objects"]
     assert [ref.store.name for ref in VolumeStoreRef.objects.filter(item=only, state="Ready")] == ["retired"]
     assert holds.recount() == []
+    assert Decommission.objects.get().state == "Cancelled", "what was under way in the backup"
 
     Installation.objects.update(read_only=backup.RESTORED)
     VolumeStoreRef.objects.filter(item=only).update(state="Destroyed")
