@@ -351,7 +351,9 @@ def fail_descendants(ids: list[int]) -> None:
 
 
 def fail_behind_parent(transfers: QuerySet[Transfer]) -> None:
-    transfers.filter(state=TransferState.BLOCKED).update(
+    update_in_order(
+        transfers,
+        [TransferState.BLOCKED],
         state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.FAIL),
         error_cause=PARENT_FAILED,
         error="The parent of this snapshot could not be copied, and a child is of no use without it.",
@@ -362,7 +364,9 @@ def fail_behind_parent(transfers: QuerySet[Transfer]) -> None:
 
 def fail_without_source(transfers: QuerySet[Transfer]) -> None:
     """What was to be read from a copy that never came."""
-    transfers.filter(state=TransferState.BLOCKED).update(
+    update_in_order(
+        transfers,
+        [TransferState.BLOCKED],
         state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.FAIL),
         error_cause="source-cancelled",
         error="It was to be read from a copy that was being made, and the making of that copy was cancelled.",
@@ -373,16 +377,21 @@ def fail_without_source(transfers: QuerySet[Transfer]) -> None:
 
 def cancel_live(transfers: QuerySet[Transfer]) -> int:
     """Cancel what has not ended; a running copy notices at its next heartbeat, and the reaper removes what it left."""
-    cancellable = [*sources(TRANSFER_TRANSITIONS, TransferEvent.CANCEL)]
-    # In key order, as `prove` takes them, or each could wait for the other.
-    ordered = transfers.filter(state__in=cancellable).select_for_update(of=("self",)).order_by("pk").values("pk")
+    return update_in_order(
+        transfers,
+        [*sources(TRANSFER_TRANSITIONS, TransferEvent.CANCEL)],
+        state=TransferState.CANCELLED,
+        finished_at=Now(),
+        worker=None,
+        lease_until=Case(When(state=TransferState.FAILED, then=F("lease_until")), default=None),  # the lease of a sweep
+    )
+
+
+def update_in_order(transfers: QuerySet[Transfer], states: Sequence[TransferState], **changes: Any) -> int:
+    """Update those in one of the states, locked in key order as `prove` does, or each could wait for the other; how many."""
     with transaction.atomic():
-        return Transfer.objects.filter(pk__in=ordered, state__in=cancellable).update(
-            state=TransferState.CANCELLED,
-            finished_at=Now(),
-            worker=None,
-            lease_until=Case(When(state=TransferState.FAILED, then=F("lease_until")), default=None),  # the lease of a sweep
-        )
+        locked = transfers.filter(state__in=states).select_for_update(of=("self",)).order_by("pk").values("pk")
+        return Transfer.objects.filter(pk__in=locked, state__in=states).update(**changes)
 
 
 def cancel_unattached() -> int:

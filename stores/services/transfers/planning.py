@@ -27,6 +27,7 @@ from stores.services.transfers.endings import (
     fail_behind_parent,
     fail_descendants,
     fail_without_source,
+    update_in_order,
 )
 from stores.services.transfers.jobs import BACKGROUND, GOING, ON_DEMAND, PUMP, slices
 from stores.states import (
@@ -387,8 +388,10 @@ def _queue_with_source(kind: Kind, blocked: QuerySet[Transfer]) -> None:
 def unblock_ready() -> int:
     """Free what is Blocked behind a parent that is proven: the net below `prove`, which does it at once. What waits for a
     transfer that ended otherwise finds another of the parent, or fails with it."""
-    freed = Transfer.objects.filter(state=TransferState.BLOCKED, parent__state=TransferState.PROVEN).update(
-        state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK)
+    freed = update_in_order(
+        Transfer.objects.filter(parent__state=TransferState.PROVEN),
+        [TransferState.BLOCKED],
+        state=next_state(TRANSFER_TRANSITIONS, TransferState.BLOCKED, TransferEvent.UNBLOCK),
     )
     _unblock_orphans()
     failed = Transfer.objects.filter(state=TransferState.FAILED, children__state=TransferState.BLOCKED)
