@@ -110,8 +110,9 @@ def begin_item(
     """
     with audit.audited(actor, ActorRole.OPERATOR, f"{kind}.begin", name):
         store = _store_of_record(zone, parent)
-        if parent is not None and not _readable_on(parent, store):
-            parent = None
+        if parent is not None:
+            _lock_items(Kind.SNAPSHOT, [parent.pk])  # who deletes it sees the child, or is seen here
+            parent = parent if _readable_on(parent, store) else None
         common = {"name": name, "account": account, "format": image_format, "hypervisor_type": hypervisor_type}
         if kind is Kind.SNAPSHOT:
             _refuse_late_copy(store, account, volume_upstream_id, path)

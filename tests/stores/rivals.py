@@ -160,6 +160,7 @@ def rivals() -> dict[str, Any]:
     told["planned and asked for"] = plan_while_asking()
     told["proven and cancelled"] = cancel_while_proving()
     told["proven and disproven"] = disprove_while_proving()
+    told["built on and deleted"] = build_on_what_is_deleted()
     return told
 
 
@@ -315,6 +316,38 @@ def cancel_while_proving() -> list[Any]:
     copied = [CopiedFile(key, key, 1, "0" * 64, "e", "v", "v", Proof.VERIFIED)]
     outcomes = in_the_middle_of_a_proof(job, copied, lambda: transfers.cancel_batch(batch.pk))
     return [outcomes, sorted(Transfer.objects.filter(pk__in=[proven.pk, blocked.pk]).values_list("state", flat=True))]
+
+
+def build_on_what_is_deleted() -> list[Any]:
+    """A snapshot is begun between the moment in which its parent had no child and was deleted, and that in which others see it."""
+    from django.db import connection
+
+    from cloudstorage.actors import cli_actor
+    from stores.models import Account, ImageStore, Kind, Snapshot, SnapshotStoreRef
+    from stores.services import items
+    from stores.states import Proof, RefState
+
+    of_volume = {"account": Account.objects.get(pk=2), "zone": zone(), "volume_upstream_id": 11}
+    parent = Snapshot.objects.create(name="parent", path="parent", **of_volume)
+    place = {"install_path": "snapshots/2/11/parent", "state": RefState.READY, "proof": Proof.VERIFIED}
+    SnapshotStoreRef.objects.create(store=ImageStore.objects.get(name="objects"), item=parent, **place)
+    half_way, begun = threading.Event(), threading.Event()
+    reach = items.reach
+
+    def wait_before_commit(name: str) -> None:
+        half_way.set()
+        while name == "delete.before-commit" and connection.vendor == "postgresql" and not (somebody_waits() or begun.is_set()):
+            pass
+
+    def begin() -> None:
+        half_way.wait(60)
+        items.begin_item(actor=cli_actor(), kind=Kind.SNAPSHOT, name="child", path="child", parent=parent, **of_volume)
+        begun.set()
+
+    items.reach = wait_before_commit
+    outcomes = at_once(lambda: items.delete_item(actor=cli_actor(), kind=Kind.SNAPSHOT, item=parent), begin)
+    items.reach = reach
+    return [outcomes, list(Snapshot.objects.filter(path="child", volume_upstream_id=11).values_list("parent", flat=True))]
 
 
 def files_left() -> list[str]:

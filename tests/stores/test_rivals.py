@@ -67,6 +67,7 @@ def test_nothing_is_lost_or_done_twice_when_many_act_at_once(request, engine, mi
         "planned and asked for": [["done", "done"], [[0, 0], [1, 0]]],
         "proven and cancelled": [["done", "done"], ["Cancelled", "Proven"]],
         "proven and disproven": [["done", "done"], ["Promised", "Ready", "Ready"]],
+        "built on and deleted": [["done", "done"], [None]],
     }, done.stderr[-5000:]
 
 
