@@ -126,7 +126,7 @@ class _PairReader:
             "original_read_at": None,
             "copy_read_at": None,
         }
-        chosen = sampled(item.uuid.bytes, self._row)
+        chosen = bool(there.problem) or sampled(item.uuid.bytes, self._row)
         # What was never hashed is always read: the copy may have been made of another zone's, which may differ.
         if chosen or file.sha256 != there.sha256:
             line["version"], differs = self._read_original(file.path, there)

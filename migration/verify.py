@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,7 +25,7 @@ from migration.models import Decommission, Verification
 from migration.rereading import WITH_BYTES, Watch, is_going, lease_end, next_refs, ours, proven_hashes, sampled, save
 from migration.states import DecommissionState, VerificationState
 from stores.copier import CopyEngine, Stopped
-from stores.drivers.base import StoreDriver
+from stores.drivers.base import ObjectInfo, StoreDriver
 from stores.drivers.errors import NotFound, StoreError, Unavailable
 from stores.models import KINDS, ImageStore, Kind
 from stores.services import proofs
@@ -175,6 +175,7 @@ def _read_item(
     files = sorted(ref.files.all(), key=lambda file: str(file.path))
     seen: dict[str, str] = {}
     wrong = Wrong(kind, ref)
+    before = _as_they_are(driver, files) if ref.state == RefState.FAILED else None
     for file in files:
         file.sha256 = file.sha256 or proven.get(relative_name(ref.install_path, file.path), "")
         wrong.known[file.path] = file.sha256
@@ -190,10 +191,18 @@ def _read_item(
         save(row, wrong.findings)
     if wrong.findings:
         return
-    if ref.state == RefState.FAILED and all(wrong.known.values()):
-        proofs.mend(kind, ref, {file.path: driver.stat(file.path) for file in files}, seen)
+    if before is not None and all(wrong.known.values()) and before == _as_they_are(driver, files):
+        proofs.mend(kind, ref, before, seen)
     elif row.store.scope == "REGION" and ref.proof == Proof.ADOPTED and ref.state in READABLE:
         proofs.confirm(kind, ref, seen)
+
+
+def _as_they_are(driver: StoreDriver, files: Sequence[Any]) -> dict[str, ObjectInfo] | None:
+    """By path; None where one is missing."""
+    try:
+        return {file.path: driver.stat(file.path) for file in files}
+    except NotFound:
+        return None
 
 
 def _check(

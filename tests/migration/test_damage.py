@@ -395,6 +395,28 @@ def test_original_that_is_not_what_was_proven_is_set_aside_and_used_again_when_i
     assert holds.recount() == []
 
 
+def test_original_that_is_written_to_while_it_is_read_is_not_used_again(moving, monkeypatch):
+    original = KINDS[Kind.VOLUME].ref.objects.filter(store__scope="ZONE").first()
+    path = original.files.get().path
+    file = moving.region.folder("east") / path
+    content = file.read_bytes()
+    file.write_bytes(flip(content))
+    check(original.store)
+    file.write_bytes(content)
+    difference = verify.difference
+
+    def and_write(*given: Any) -> Any:
+        found = difference(*given)
+        if path in given:
+            file.write_bytes(flip(content))
+        return found
+
+    monkeypatch.setattr(verify, "difference", and_write)
+    check(original.store)
+    original.refresh_from_db()
+    assert original.state == RefState.FAILED
+
+
 @pytest.mark.parametrize("mode", [Verification.CONTENT, Verification.LISTING])
 def test_original_that_nobody_hashed_is_said_to_be_missing_until_it_is_back(region, admin, mode):
     volume = region.volume("disk", "east")

@@ -237,6 +237,14 @@ def test_an_original_that_was_hashed_before_rests_on_its_proof_outside_of_the_sa
     assert (row.state, row.verification.bytes_checked) == (DecommissionState.RETIRED, 0)
 
 
+def test_a_copy_that_a_scan_found_amiss_is_read_whatever_the_sample(store, admin):
+    hash_originals(store)
+    (copy,) = KINDS[Kind.VOLUME].file.objects.filter(ref__store__scope="REGION", path=a_file(store).path)
+    KINDS[Kind.VOLUME].file.objects.filter(pk=copy.pk).update(problem="changed: it was written to behind our back")
+    row = retire(store, admin, sample_percent=0.01)
+    assert (row.state, row.verification.bytes_checked) == (DecommissionState.RETIRED, 2 * copy.size)
+
+
 def hash_originals(store: ImageStore) -> None:
     """As if each had been hashed when it came to the store."""
     for models in KINDS.values():
