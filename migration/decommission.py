@@ -26,7 +26,13 @@ from migration.conversion import OPEN_STATES
 from migration.evidence import not_looked_at
 from migration.models import Conversion, Decommission, RetiredFile, Verification
 from migration.rereading import proven_copies
-from migration.states import DECOMMISSION_TRANSITIONS, DecommissionEvent, DecommissionState, VerificationState
+from migration.states import (
+    DECOMMISSION_TRANSITIONS,
+    LIVE_VERIFICATION_STATES,
+    DecommissionEvent,
+    DecommissionState,
+    VerificationState,
+)
 from migration.verify import RUN
 from stores.drivers.base import StoreDriver
 from stores.drivers.errors import NotFound, StoreError
@@ -299,8 +305,7 @@ def _row(row: Decommission) -> Decommission:
 
 def _give_up(row: Decommission, event: DecommissionEvent, note: str) -> None:
     _advance(row, event, note=note, ended_at=timezone.now())
-    waiting = [VerificationState.QUEUED, VerificationState.RUNNING]
-    Verification.objects.filter(pk=row.verification_id, state__in=waiting).update(
+    Verification.objects.filter(pk=row.verification_id, state__in=LIVE_VERIFICATION_STATES).update(
         state=VerificationState.CANCELLED, finished_at=Now(), lease_until=None
     )
     ImageStore.objects.filter(pk=row.store_id).update(readonly=row.former_readonly)

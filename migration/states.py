@@ -119,3 +119,6 @@ class VerificationState(StrEnum):
     RUNNING = "Running"
     FINISHED = "Finished"
     CANCELLED = "Cancelled"
+
+
+LIVE_VERIFICATION_STATES = frozenset({VerificationState.QUEUED, VerificationState.RUNNING})

@@ -23,7 +23,7 @@ from migration.evidence import read_for_retirement
 from migration.listing import compare_listing
 from migration.models import Decommission, Verification
 from migration.rereading import WITH_BYTES, Watch, is_going, lease_end, next_refs, ours, proven_hashes, sampled, save
-from migration.states import DecommissionState, VerificationState
+from migration.states import LIVE_VERIFICATION_STATES, DecommissionState, VerificationState
 from stores.copier import CopyEngine, Stopped
 from stores.drivers.base import ObjectInfo, StoreDriver
 from stores.drivers.errors import NotFound, StoreError, Unavailable
@@ -40,12 +40,17 @@ _REFUSED_SECONDS = 300
 
 
 def verify(*, actor: Actor, store: ImageStore, sample_percent: float = 100, mode: str = Verification.CONTENT) -> Verification:
-    """Queue a check of a store; raises Invalid for a percentage outside (0, 100], Conflict for a store that was removed."""
+    """Queue a check of a store, unless the same waits or runs; returns the one or the other. Raises Invalid for a percentage
+    outside (0, 100], Conflict for a store that was removed."""
     if not 0 < sample_percent <= 100:
         raise Invalid("The sample is a percentage above 0, up to 100.", remedy="100 reads all.", field="sample_percent")
     with audited(actor, ActorRole.OPERATOR, "store.verify", f"store:{store.uuid}"):
         if store.state == StoreState.REMOVED:
             raise Conflict(f"The store {store.name} was removed, so nothing is known to be there.", remedy="Add it again first.")
+        ImageStore.objects.select_for_update(no_key=True).only("pk").get(pk=store.pk)
+        same = Verification.objects.filter(store=store, mode=mode, sample_percent=sample_percent)
+        if live := same.filter(state__in=LIVE_VERIFICATION_STATES).first():
+            return live
         row = Verification.objects.create(store=store, actor=actor.name, sample_percent=sample_percent, mode=mode)
         record(actor, "store.verify", f"store:{store.uuid}", mode=mode, sample_percent=sample_percent)
         wake(RUN, row.pk)
@@ -55,7 +60,7 @@ def verify(*, actor: Actor, store: ImageStore, sample_percent: float = 100, mode
 def resume_abandoned() -> None:
     """Wake the queue for verifications that nobody runs: not begun, or their worker is gone."""
     free = Q(lease_until=None) | Q(lease_until__lt=Now())
-    waiting = Verification.objects.filter(free, state__in=[VerificationState.QUEUED, VerificationState.RUNNING])
+    waiting = Verification.objects.filter(free, state__in=LIVE_VERIFICATION_STATES)
     for row in waiting.filter(created__lt=Now() - timedelta(seconds=10)):
         wake(RUN, row.pk)
 
@@ -83,7 +88,8 @@ def _begin_daily(store: ImageStore, mode: str, sample_percent: float, since: dat
     """Where the clocks of two workers coincide, the one that has the store's row first begins it."""
     with transaction.atomic():
         ImageStore.objects.select_for_update(no_key=True).only("pk").get(pk=store.pk)
-        if not Verification.objects.filter(store=store, mode=mode, created__gt=since).exists():
+        known = Q(created__gt=since) | Q(state__in=LIVE_VERIFICATION_STATES)
+        if not Verification.objects.filter(known, store=store, mode=mode).exists():
             verify(actor=SYSTEM, store=store, mode=mode, sample_percent=sample_percent)
 
 
@@ -104,7 +110,7 @@ def run(row: Verification) -> None:
     A store that does not answer, or refuses us, leaves it Running with a note, to be resumed later: silence is never a finding.
     """
     free = Q(lease_until=None) | Q(lease_until__lt=Now())
-    waiting = Q(state__in=[VerificationState.QUEUED, VerificationState.RUNNING])
+    waiting = Q(state__in=LIVE_VERIFICATION_STATES)
     if not Verification.objects.filter(free, waiting, pk=row.pk).update(
         state=VerificationState.RUNNING, lease_until=lease_end(), epoch=F("epoch") + 1
     ):

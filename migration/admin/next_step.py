@@ -15,12 +15,12 @@ from cloudstorage.commands import human_bytes
 from cloudstorage.console.pages import actor_of
 from migration import commit, decommission
 from migration import drain as drains
-from migration.admin.verifications import LIVE as CHECKING
 from migration.admin.wizard import where_to_go_on
 from migration.conversion import OPEN_STATES
 from migration.findings import Finding
 from migration.models import Conversion, Decommission, Drain, Verification
 from migration.states import ENDED_DRAINS, ConversionState, DecommissionState, DrainState
+from migration.states import LIVE_VERIFICATION_STATES as CHECKING
 from stores.models import ImageStore, ScanRun, Transfer, Worker, Zone
 from stores.services import transfers
 from stores.states import LIVE_SCAN_STATES, LIVE_TRANSFER_STATES, Role, StoreState, TransferState

@@ -16,9 +16,8 @@ from django.urls import reverse
 from cloudstorage.console.pages import is_overview, show
 from migration import drain as drains
 from migration.admin import next_step
-from migration.admin.verifications import LIVE
 from migration.models import Conversion, Decommission, Drain, Preflight, Verification
-from migration.states import ConversionState, DecommissionState, DrainState
+from migration.states import LIVE_VERIFICATION_STATES, ConversionState, DecommissionState, DrainState
 from stores.admin.work import workers
 from stores.models import KINDS, ImageStore, ScanRun, Transfer
 from stores.services.counts import by_kind
@@ -73,7 +72,11 @@ def _under_way() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for what, target, rows in (
         ("Scan", "scan", ScanRun.objects.filter(state__in=LIVE_SCAN_STATES)),
-        ("Verification", "verification", Verification.objects.filter(state__in=LIVE).exclude(mode=Verification.RETIRE)),
+        (
+            "Verification",
+            "verification",
+            Verification.objects.filter(state__in=LIVE_VERIFICATION_STATES).exclude(mode=Verification.RETIRE),
+        ),
         ("Retirement", "retirement", Decommission.objects.filter(state__in=UNFINISHED)),
     ):
         named = rows.order_by("-pk").values_list("uuid", "store__name", "state", "created")[:WORK_SHOWN]

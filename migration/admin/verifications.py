@@ -16,12 +16,11 @@ from cloudstorage.console.pages import actor_of, fragment, keyset, page, redirec
 from cloudstorage.errors import Invalid
 from migration import verify
 from migration.models import Verification
-from migration.states import VerificationState
+from migration.states import LIVE_VERIFICATION_STATES
 from stores.models import ImageStore, heavy
 from stores.services import region
 from stores.states import StoreState
 
-LIVE = (VerificationState.QUEUED, VerificationState.RUNNING)
 FINDINGS_SHOWN = 60
 """Of a thousand that are kept; a page is no place for all of them."""
 
@@ -86,7 +85,7 @@ def _mode(text: str) -> str:
 def verification(request: HttpRequest, number: uuid.UUID) -> HttpResponse:
     """How far it is and what it found."""
     row = get_object_or_404(Verification.objects.select_related("store"), uuid=number)
-    context = {"row": row, "running": row.state in LIVE, "findings": row.findings[:FINDINGS_SHOWN]}
+    context = {"row": row, "running": row.state in LIVE_VERIFICATION_STATES, "findings": row.findings[:FINDINGS_SHOWN]}
     if "part" in request.GET:
         return fragment(request, "console/verification_live.html", **context)
     return show(request, "console/verification.html", title=f"Verification of {row.store.name}", **context)

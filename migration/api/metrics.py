@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rest_framework.renderers import BaseRenderer
@@ -14,7 +13,7 @@ from migration.measures import as_text, measures
 
 
 class PrometheusText(BaseRenderer):
-    """Text as it is; a refusal is a problem as everywhere else."""
+    """Text as it is."""
 
     media_type = "text/plain; version=0.0.4"
     format = "txt"
@@ -22,7 +21,7 @@ class PrometheusText(BaseRenderer):
 
     def render(self, data: Any, accepted_media_type: str | None = None, renderer_context: Any = None) -> bytes:
         """The answer's body."""
-        return (data if isinstance(data, str) else json.dumps(data)).encode()
+        return str(data).encode()
 
 
 class Metrics(ServiceView):

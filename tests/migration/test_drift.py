@@ -180,7 +180,7 @@ def test_checks_are_scheduled_once_a_day_within_the_budget(settings, tmp_path):
     assert list(rows) == [("objects", "listing", 100), ("objects", "content", 10)]
     assert not unscanned.verifications.exists()
     settings.REHASH_BYTES_PER_DAY = 0
-    Verification.objects.update(created=timezone.now() - timedelta(days=2))
+    Verification.objects.update(created=timezone.now() - timedelta(days=2), state="Finished")
     verify.schedule_drift_checks()
     assert [row.mode for row in Verification.objects.order_by("pk")[2:]] == ["listing"]
 
@@ -214,6 +214,21 @@ def test_what_was_touched_all_over_is_read_again_as_far_as_the_budget_goes(setti
     row.refresh_from_db()
     assert [finding["problem"] for finding in row.findings] == ["changed"] * 3
     assert row.bytes_checked == len(content)
+
+
+def test_the_same_check_is_not_begun_twice_and_not_beside_one_of_yesterday(operator):
+    store = factories.make_store("Memory", name="objects")
+    factories.make_volume([store], size=50_000, proof=Proof.VERIFIED)
+    first = verify.verify(actor=operator, store=store)
+    assert verify.verify(actor=operator, store=store) == first
+    assert verify.verify(actor=operator, store=store, mode=Verification.LISTING).mode == Verification.LISTING
+    make_stores_older()
+    Verification.objects.update(created=timezone.now() - timedelta(days=2))
+    verify.schedule_drift_checks()
+    assert Verification.objects.count() == 2
+    Verification.objects.update(state="Finished")
+    verify.schedule_drift_checks()
+    assert Verification.objects.count() == 4
 
 
 def test_a_store_that_was_removed_is_verified_no_more(operator):

@@ -14,7 +14,7 @@ from cloudstorage.commands import ServiceCommand, human_bytes
 from cloudstorage.errors import Conflict, Missing
 from migration import report, verify
 from migration.models import Verification
-from migration.states import VerificationState
+from migration.states import LIVE_VERIFICATION_STATES, VerificationState
 from stores.models import ImageStore
 from stores.services.image_stores import driver_for, store_errors
 from stores.services.region import find_store
@@ -48,7 +48,7 @@ class Command(ServiceCommand):
             self.say(f"verification {row.uuid} of {store.name} is queued", {"id": row.uuid, "state": row.state})
             return None
         told = ""
-        while row.state in {VerificationState.QUEUED, VerificationState.RUNNING}:
+        while row.state in LIVE_VERIFICATION_STATES:
             verify.run(row)
             row.refresh_from_db()
             if row.note and row.note != told:
