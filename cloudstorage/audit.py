@@ -32,12 +32,17 @@ def record(actor: Actor, action: str, target: object, *, changes: Changes | None
 
 def refused(actor: Actor, action: str, target: object, error: ServiceError) -> None:
     """Note a refusal, outside of the transaction that it rolled back."""
-    details = {"reason": _CREDENTIALS.sub("", error.message)}
+    details = {"reason": _kept(error.message)}
     AuditEvent.objects.create(actor=actor.name, action=action, target=_target(target), outcome="refused", details=details)
 
 
 def _target(target: object) -> str:
-    return _CREDENTIALS.sub("", str(target))[:255]
+    return _kept(str(target))[:255]
+
+
+def _kept(text: str) -> str:
+    """What somebody sent, as it may be kept: PostgreSQL has no place for a null character."""
+    return _CREDENTIALS.sub("", text).replace("\0", "\ufffd")
 
 
 @contextmanager

@@ -91,11 +91,16 @@ class OutboundPolicy:
             raise ForbiddenUrl(what, "no server can have that address", "No setting allows it.")
         if address.is_loopback and not self.allow_loopback:
             raise ForbiddenUrl(what, "it is this machine itself", "Set CLOUDSTORAGE_OUTBOUND_ALLOW_LOOPBACK for tests and demos.")
-        if address.is_private and not address.is_loopback and not self.allow_private:
+        if not self.allow_private and not address.is_loopback and _is_private(address):
             raise ForbiddenUrl(what, "it is a private address", "Set CLOUDSTORAGE_OUTBOUND_ALLOW_PRIVATE, or use a public one.")
         if self.networks and not any(address in network for network in self.networks if network.version == address.version):
             listed = ", ".join(str(network) for network in self.networks)
             raise ForbiddenUrl(what, f"only {listed} may be reached", "Add its network to CLOUDSTORAGE_OUTBOUND_CIDRS.")
+
+
+def _is_private(address: Address) -> bool:
+    """Carriers' and site-local ranges as well: the library calls these neither private nor global, or global."""
+    return not address.is_global or (isinstance(address, ipaddress.IPv6Address) and address.is_site_local)
 
 
 def _plain(address: Address) -> Address:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def harmless(value: str) -> str:
-    """A spreadsheet takes a cell that begins so for a formula."""
-    return f"'{value}" if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
+    """A spreadsheet takes a cell that begins so for a formula, some after leading blanks as well."""
+    return f"'{value}" if value[:1] in {"\t", "\r", "\n"} or value.lstrip()[:1] in {"=", "+", "-", "@"} else value

@@ -14,6 +14,7 @@ from django.http import Http404, HttpRequest, JsonResponse
 from django.http.multipartparser import MultiPartParserError
 from django.views.decorators.csrf import csrf_exempt
 from rest_framework.exceptions import APIException, NotAuthenticated, ValidationError
+from rest_framework.utils.encoders import JSONEncoder
 
 from cloudstorage.errors import UNSTORABLE, ServiceError, plain, unstorable
 from cloudstorage.logs import request_id
@@ -28,13 +29,14 @@ _REMEDIES = {
     403: "Ask an administrator for the role.",
     404: "Look at the list that it should be in.",
     405: "The header Allow names the methods that are possible.",
+    406: "Leave the header Accept out, or ask for what the API description names.",
     411: "Send the header Content-Length.",
     413: "Send less at once; a long catalogue is read by `manage.py store_scan --catalogue`.",
     415: "Send the media type that the API description names.",
 }
 
 
-def problem(error: Exception, context: Mapping[str, Any]) -> Any:
+def problem(error: Exception, context: Mapping[str, Any]) -> JsonResponse:
     """The answer to an exception raised by a view; the settings name this function."""
     body = _body(error, context)
     headers = {}
@@ -58,8 +60,7 @@ def _body(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]:  # no
     if isinstance(error, PermissionDenied):
         return _problem(403, "denied", str(error) or "This is not allowed.")
     if isinstance(error, APIException):
-        code = "not-authenticated" if isinstance(error, NotAuthenticated) else str(error.get_codes()).replace("_", "-")
-        return _problem(error.status_code, code, str(error.detail))
+        return _of_the_framework(error)
     if isinstance(error, RequestDataTooBig):
         return _problem(413, "too-large", f"The body is longer than {settings.DATA_UPLOAD_MAX_MEMORY_SIZE} bytes.")
     if isinstance(error, (SuspiciousOperation, MultiPartParserError)):
@@ -74,6 +75,14 @@ def _body(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]:  # no
     return _problem(
         500, "unexpected", "Something failed here that nobody foresaw.", "Look for the request id in the server's log."
     )
+
+
+def _of_the_framework(error: APIException) -> dict[str, Any]:
+    if str(error.detail).startswith("CSRF Failed"):
+        remedy = "Send the cookie's token in the header X-CSRFToken, or a bearer token in the place of a session."
+        return _problem(403, "csrf-failed", str(error.detail), remedy)
+    code = "not-authenticated" if isinstance(error, NotAuthenticated) else str(error.get_codes()).replace("_", "-")
+    return _problem(error.status_code, code, str(error.detail))
 
 
 def _refusal(error: ServiceError, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,10 +123,9 @@ def _problem(status: int, code: str, detail: str, remedy: str = "", **more: Any)
     }
 
 
-def _response(body: dict[str, Any], headers: Mapping[str, str]) -> Any:
-    from rest_framework.response import Response
-
-    return Response(body, status=body["status"], headers=dict(headers), content_type=MEDIA_TYPE)
+def _response(body: dict[str, Any], headers: Mapping[str, str]) -> JsonResponse:
+    """JSON whatever the view answers otherwise, and whatever was asked for."""
+    return JsonResponse(body, encoder=JSONEncoder, status=body["status"], headers=dict(headers), content_type=MEDIA_TYPE)
 
 
 @csrf_exempt  # nothing is here to protect, and a form's refusal would hide that

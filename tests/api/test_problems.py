@@ -128,6 +128,14 @@ def test_body_that_nothing_can_take_is_refused_with_what_to_do(api, data, status
     assert not Zone.objects.exists()
 
 
+@pytest.mark.parametrize("status", [401, 406])
+def test_problem_is_json_also_where_the_answer_would_be_none(api, status):
+    client = api("") if status == 401 else api()
+    answer = client.get("schema/", headers={"Accept": "image/png"} if status == 406 else {})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert answer.json()["remedy"]
+
+
 def test_accept_header_of_another_type_is_answered_all_the_same(api):
     assert api().get("zones", headers={"Accept": "text/html"}).headers["Content-Type"] == "application/json"
 

@@ -6,8 +6,8 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 
 from cloudstorage.actors import Actor
-from cloudstorage.audit import record
-from cloudstorage.errors import Denied, ServiceError
+from cloudstorage.audit import record, refused
+from cloudstorage.errors import Denied, Invalid, ServiceError
 from cloudstorage.models import AuditEvent
 from migration import drain, verify
 from migration.models import Conversion, Drain
@@ -220,3 +220,9 @@ def test_secrets_never_reach_the_trail(db, admin, settings):
     told = " ".join(str(values) for values in AuditEvent.objects.values())
     assert "secretive" in told
     assert "hunter2hunter2" not in told
+
+
+def test_refusal_of_what_no_database_keeps_is_noted_all_the_same(db, admin):
+    refused(admin, "store.add", "a\0b", Invalid("There is no provider 'a\0b'.", remedy="Choose one."))
+    noted = AuditEvent.objects.get()
+    assert (noted.target, noted.details["reason"]) == ("a\ufffdb", "There is no provider 'a\ufffdb'.")

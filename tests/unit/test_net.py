@@ -72,7 +72,10 @@ def test_loopback_is_refused_unless_allowed(url: str) -> None:
     policy(allow_loopback=True).check(url)
 
 
-@pytest.mark.parametrize("url", ["nfs://10.0.0.1/x", "http://192.168.1.1", "http://[fd12::1]", "http://filer.lan"])
+@pytest.mark.parametrize(
+    "url",
+    ["nfs://10.0.0.1/x", "http://192.168.1.1", "http://[fd12::1]", "http://filer.lan", "http://100.64.0.1", "http://[fec0::1]"],
+)
 def test_private_addresses_are_refused_when_forbidden(url: str) -> None:
     with pytest.raises(ForbiddenUrl, match="private"):
         policy(allow_private=False).check(url)
