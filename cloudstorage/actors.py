@@ -41,6 +41,10 @@ class Actor:
     def may(self, role: ActorRole) -> bool:
         return any(role in _INCLUDES[own] for own in self.roles)
 
+    def is_user(self, username: str) -> bool:
+        """Whether this is that person, or a token of theirs."""
+        return self.name.partition(" (token ")[0] == username
+
     def require(self, role: ActorRole) -> None:
         """Raise Denied unless the actor has the role."""
         if not self.may(role):

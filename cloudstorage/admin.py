@@ -13,7 +13,10 @@ from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import format_html
 
 from cloudstorage import people, preferences
 from cloudstorage.actors import ActorRole
@@ -47,14 +50,18 @@ ROLES = tuple((role.value, role.value) for role in ActorRole)
 
 @admin.register(User)
 class UserAdmin(ReadOnlyAdmin):
-    """People and their roles, to look at; `user_add` and the page of the same name make new ones."""
+    """People and their roles, to look at; pages of their own make and change them."""
 
     role = ActorRole.STORAGE_ADMIN
-    list_display = ("username", "roles", "is_active", "signed_in")
+    list_display = ("person", "roles", "is_active", "signed_in")
     list_filter = ("is_active", "groups")
     narrowing = ("q", "is_active__exact", "groups__id__exact")
     search_fields = ("username",)
     add = ("Add a user", "user_add", ActorRole.STORAGE_ADMIN)
+
+    @admin.display(description="username", ordering="username")
+    def person(self, user: Any) -> str:
+        return format_html('<a href="{}">{}</a>', reverse("console:user_edit", args=[user.pk]), user.username)
 
     @admin.display(description="roles")
     def roles(self, user: Any) -> str:
@@ -84,6 +91,26 @@ def user_add(request: HttpRequest) -> HttpResponse:
         return redirect("console:auth_user_changelist")
 
     return ask(request, fields, add, title="Add a user", button="Add the user", back=("console:auth_user_changelist",))
+
+
+@page("people/<int:number>/", "user_edit", ActorRole.STORAGE_ADMIN)
+def user_edit(request: HttpRequest, number: int) -> HttpResponse:
+    """What a person may do from now on."""
+    user = get_object_or_404(User, pk=number)
+    fields = [
+        Field("roles", "Roles", "Operator includes viewer, storage-admin includes operator.", "many", choices=ROLES),
+        Field("active", "May sign in", "If not, their sessions end at once, and their tokens are refused.", "boolean"),
+    ]
+
+    def change(given: Mapping[str, Any]) -> HttpResponse:
+        roles, active = request.POST.getlist("roles"), given.get("active") == "true"
+        people.change_user(actor=actor_of(request), name=user.username, roles=roles, active=active)
+        messages.success(request, f"{user.username} was changed.")
+        return redirect("console:auth_user_changelist")
+
+    present = {"roles": [group.name for group in user.groups.all()], "active": "true" if user.is_active else "false"}
+    back = ("console:auth_user_changelist",)
+    return ask(request, fields, change, present=present, title=f"Change {user.username}", button="Save", back=back)
 
 
 # --- one's own --------------------------------------------------------------------------------------------------------------

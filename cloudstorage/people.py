@@ -1,7 +1,8 @@
-"""People and their REST tokens: adds users by role, makes tokens that are shown once, takes them back."""
+"""People and their REST tokens: adds and changes users by role, makes tokens that are shown once, takes them back."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 
 from django.contrib.auth import get_user_model
@@ -47,6 +48,32 @@ def add_user(*, actor: Actor, name: str, role: str, password: str) -> AbstractBa
     return user
 
 
+def change_user(*, actor: Actor, name: str, roles: Collection[str], active: bool) -> AbstractBaseUser:
+    """Give a user these roles and no others, and let in or keep out who it is; their tokens can never do more than they may.
+
+    Raises Invalid for no role or an unknown one, Missing for an unknown user, Conflict for oneself: whoever could take their own
+    role away might be the last who has it.
+    """
+    with audited(actor, ActorRole.STORAGE_ADMIN, "user.change", name):
+        if not roles:
+            raise Invalid("A user has at least one role.", remedy="To keep somebody out, disable the user.", field="roles")
+        for role in roles:
+            _check_role(role, field="roles")
+        user = get_user_model().objects.select_for_update().filter(username=name).first()
+        if user is None:
+            raise Missing(f"There is no user {name!r}.", remedy="Look at the list of users.")
+        if actor.is_user(name):
+            raise Conflict("You cannot change your own roles, nor keep yourself out.", remedy="Let another storage-admin do it.")
+        before = sorted(user.groups.values_list("name", flat=True))
+        was_active, was_superuser = user.is_active, user.is_superuser
+        user.groups.set([Group.objects.get_or_create(name=role)[0] for role in roles])
+        user.is_active, user.is_superuser = active, False
+        user.save(update_fields=["is_active", "is_superuser"])
+        changes = {"roles": (before, sorted(roles)), "active": (was_active, active), "superuser": (was_superuser, False)}
+        record(actor, "user.change", name, changes=changes)
+    return user
+
+
 def _taken(name: str) -> Conflict:
     return Conflict(f"There is already a user called {name!r}.", remedy="Choose another name.", field="name")
 
@@ -65,10 +92,10 @@ def _check_name(name: str) -> None:
         raise Invalid(message, remedy="Choose another name.", field="name")
 
 
-def _check_role(role: str) -> None:
+def _check_role(role: str, field: str = "role") -> None:
     known = [each.value for each in ActorRole]
     if role not in known:
-        raise Invalid(f"There is no role {role!r}.", remedy=f"Use one of: {', '.join(known)}.", field="role")
+        raise Invalid(f"There is no role {role!r}.", remedy=f"Use one of: {', '.join(known)}.", field=field)
 
 
 def create_token(
@@ -125,7 +152,7 @@ def _unused_secret() -> tuple[str, str]:
 def find_token(*, actor: Actor, prefix: str) -> ApiToken:
     """One's own token, or anybody's as storage-admin; raises Missing."""
     token = ApiToken.objects.select_related("user").filter(prefix=prefix).first()
-    own = token is not None and actor.name.partition(" (token ")[0] == token.user.get_username()
+    own = token is not None and actor.is_user(token.user.get_username())
     if token is None or not (own or actor.may(ActorRole.STORAGE_ADMIN)):
         raise Missing(f"You have no token {prefix}.", remedy="Look at the list of tokens.")
     return token

@@ -31,7 +31,7 @@ def test_command_of_the_runbook_takes_what_it_is_given(line):
 @pytest.mark.unit
 def test_every_command_of_ours_that_changes_something_is_in_the_runbook_or_only_looks():
     looking = {"store_list", "openapi", "docs_build", "worker", "worker_queue", "token_create"}
-    steering = {"migration_pause", "migration_resume", "migration_cancel"}
+    steering = {"migration_pause", "migration_resume", "migration_cancel", "user_change"}
     ours = {name for name, app in get_commands().items() if str(app) in {"stores", "migration", "cloudstorage"}}
     assert ours - {line.split()[0] for line in LINES} <= looking | steering
 

@@ -50,6 +50,26 @@ def test_variable_that_is_not_set_is_a_usage_error(run):
     assert (ended.code, "[password]" in ended.err) == (2, True)
 
 
+def test_user_is_kept_out_with_every_token_and_let_in_again_with_another_role(ann, run):
+    program = Api(run("token_create", "ann", "--role", "operator").out.strip())
+    assert run("user_change", "ann", "--disable").code == 0
+    assert program.get("whoami").status_code == 401
+    told = run("user_change", "ann", "--enable", "--role", "viewer", "--role", "auditor", "--json").json()
+    assert told == {"name": "ann", "roles": ["viewer", "auditor"], "active": True}
+    assert program.get("whoami").json()["roles"] == ["viewer"], "no more than the token's role, and no more than the user's"
+    disabled, enabled = AuditEvent.objects.filter(action="user.change").order_by("pk")
+    assert disabled.details["changes"] == {"active": {"before": True, "after": False}}
+    assert enabled.details["changes"]["roles"] == {"before": ["operator"], "after": ["auditor", "viewer"]}
+
+
+@pytest.mark.parametrize(
+    ("args", "code"), [(["bob", "--disable"], 3), (["ann", "--role", "king"], 2), (["ann", "--enable", "--disable"], 2)]
+)
+def test_change_of_a_user_is_refused(ann, run, args, code):
+    assert run("user_change", *args).code == code
+    assert not AuditEvent.objects.filter(action="user.change", outcome="done").exists()
+
+
 def test_token_is_printed_once_and_works(ann, run):
     secret = run("token_create", "ann", "--role", "viewer", "--name", "backup").out.strip()
     assert Api(secret).get("whoami").json()["roles"] == ["viewer"]

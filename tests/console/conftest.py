@@ -87,6 +87,7 @@ class Cloud:
             "rest_operation": ["conversions_create"],
             "retirement_report": [self.retirement.uuid, "json"],
             "token_revoke": [self.token.prefix],
+            "user_edit": [self.token.user_id],
             "filter_delete": [1],
             "app_list": ["auth"],
         }

@@ -17,6 +17,7 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils import timezone
 
 from cloudstorage.actors import Actor, ActorRole
@@ -517,6 +518,25 @@ def test_a_verification_is_started_and_watched(cloud, sign_in):
     assert client.post("/migration/verifications/new/", form | {"sample_percent": "900"}).status_code == 400
     Verification.objects.update(state="Finished")
     assert client.get(f"/migration/verifications/{row.uuid}/?part=1").status_code == 286
+
+
+def test_a_user_gets_other_roles_and_is_kept_out_but_nobody_changes_themselves(cloud, sign_in):
+    other = sign_in("operator")
+    client = sign_in("storage-admin")
+    people = {user.username: f"/people/{user.pk}/" for user in get_user_model().objects.all()}
+    assert f'href="{people["operator"]}"' in text(client.get("/auth/user/"))
+    page = text(client.get(people["operator"]))
+    assert re.search(r'value="operator" checked', page)
+    assert client.post(people["operator"], {"roles": ["king"], "active": "true"}).status_code == 400
+    assert client.post(people["operator"], {"active": "true"}).status_code == 400
+    client.post(people["operator"], {"roles": ["viewer"], "active": "true"})
+    assert other.get("/").status_code == 200
+    assert other.get(reverse("console:verify")).status_code == 403
+    assert "operator was changed." in text(client.post(people["operator"], {"roles": ["viewer"]}, follow=True))
+    assert other.get("/").status_code == 302
+    refused = client.post(people["storage-admin"], {"roles": ["viewer"], "active": "true"})
+    assert (refused.status_code, "Let another storage-admin do it." in text(refused)) == (409, True)
+    assert client.get("/people/999/").status_code == 404
 
 
 def test_a_token_is_shown_once_and_works(cloud, sign_in):
