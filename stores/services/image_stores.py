@@ -575,7 +575,7 @@ def forbids_removal(store: ImageStore) -> Iterator[tuple[str, str]]:
     records = ImageStore.objects.filter(role=Role.IMAGE, state=StoreState.ATTACHED).exclude(pk=store.pk)
     if store.role == Role.IMAGE and store.state == StoreState.ATTACHED and staging.exists() and not records.exists():
         message = f"{store.name} is the only store of record, and staging stores stand before it."
-        yield message, "Roll the conversion back, or remove the staging stores first."
+        yield message, "Remove the staging stores first, or roll the conversion back while that can be done."
 
 
 def _refuse_removed(store: ImageStore) -> None:
