@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -204,9 +205,9 @@ def _read_item(
 
 
 def _as_they_are(driver: StoreDriver, files: Sequence[Any]) -> dict[str, ObjectInfo] | None:
-    """By path; None where one is missing."""
+    """By path; None where one is missing. What they occupy is left out: a file system may settle that when nobody writes."""
     try:
-        return {file.path: driver.stat(file.path) for file in files}
+        return {file.path: replace(driver.stat(file.path), allocated=None) for file in files}
     except NotFound:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from migration import decommission, doctor, drain, homeward, verify
 from migration.models import Verification
 from migration.states import DecommissionState, DrainState
 from stores.drivers.errors import NotFound, Unavailable
+from stores.drivers.nfs import NFSDriver
 from stores.models import KINDS, ImageStore, Kind, StoreRef, Transfer, Volume
 from stores.services import holds, inventory, items, proofs, transfers
 from stores.services.image_stores import driver_for
@@ -393,6 +395,20 @@ def test_original_that_is_not_what_was_proven_is_set_aside_and_used_again_when_i
     original.refresh_from_db()
     assert (original.state, original.proof) == (RefState.READY, Proof.READ_BACK)
     assert holds.recount() == []
+
+
+def test_original_is_used_again_though_its_file_system_settles_what_it_occupies(moving, monkeypatch):
+    original = KINDS[Kind.VOLUME].ref.objects.filter(store__scope="ZONE").first()
+    file = moving.region.folder("east") / original.files.get().path
+    content = file.read_bytes()
+    file.write_bytes(flip(content))
+    check(original.store)
+    file.write_bytes(content)
+    stat, blocks = NFSDriver.stat, itertools.count()
+    monkeypatch.setattr(NFSDriver, "stat", lambda self, key: replace(stat(self, key), allocated=4096 * next(blocks)))
+    check(original.store)
+    original.refresh_from_db()
+    assert original.state == RefState.READY
 
 
 def test_original_that_is_written_to_while_it_is_read_is_not_used_again(moving, monkeypatch):
