@@ -45,6 +45,7 @@ AUDIT = listing("audit_list", "actor", "action", "target", "outcome", "since", "
 _FIRST_DAY, _LAST_DAY = date(1970, 1, 1), date(9998, 12, 31)
 """Nothing happened before or after, and a day more or less in any zone is still a date."""
 AUDIT_COLUMNS = ("at", "actor", "action", "target", "outcome")
+INCLUDED = "Operator includes viewer, storage-admin includes operator."
 ROLES = tuple((role.value, role.value) for role in ActorRole)
 
 
@@ -81,7 +82,7 @@ def user_add(request: HttpRequest) -> HttpResponse:
     """A new person with one role."""
     fields = [
         Field("name", "Name", "For signing in.", required=True),
-        Field("role", "Role", "Operator includes viewer, storage-admin includes operator.", "choice", "viewer", choices=ROLES),
+        Field("role", "Role", INCLUDED, "choice", "viewer", choices=ROLES),
         Field("password", "Password", "12 characters or more.", "password", required=True, autocomplete="new-password"),
     ]
 
@@ -98,7 +99,7 @@ def user_edit(request: HttpRequest, number: int) -> HttpResponse:
     """What a person may do from now on."""
     user = get_object_or_404(User, pk=number)
     fields = [
-        Field("roles", "Roles", "Operator includes viewer, storage-admin includes operator.", "many", choices=ROLES),
+        Field("roles", "Roles", f"{INCLUDED} No others are left: a superuser becomes an ordinary user.", "many", choices=ROLES),
         Field("active", "May sign in", "If not, their sessions end at once, and their tokens are refused.", "boolean"),
     ]
 

@@ -49,7 +49,8 @@ def add_user(*, actor: Actor, name: str, role: str, password: str) -> AbstractBa
 
 
 def change_user(*, actor: Actor, name: str, roles: Collection[str], active: bool) -> AbstractBaseUser:
-    """Give a user these roles and no others, and let in or keep out who it is; their tokens can never do more than they may.
+    """Give a user these roles and no others, not even a superuser's, and let in or keep out who it is; their tokens can never do
+    more than they may.
 
     Raises Invalid for no role or an unknown one, Missing for an unknown user, Conflict for oneself: whoever could take their own
     role away might be the last who has it.
@@ -69,7 +70,7 @@ def change_user(*, actor: Actor, name: str, roles: Collection[str], active: bool
         user.groups.set([Group.objects.get_or_create(name=role)[0] for role in roles])
         user.is_active, user.is_superuser = active, False
         user.save(update_fields=["is_active", "is_superuser"])
-        changes = {"roles": (before, sorted(roles)), "active": (was_active, active), "superuser": (was_superuser, False)}
+        changes = {"roles": (before, sorted(set(roles))), "active": (was_active, active), "superuser": (was_superuser, False)}
         record(actor, "user.change", name, changes=changes)
     return user
 

@@ -15,7 +15,10 @@ from cloudstorage.people import change_user
 
 
 class Command(ServiceCommand):
-    help = "Change what a user may do. Whoever is disabled is signed out at once, and their tokens are refused."
+    help = (
+        "Change what a user may do. Whoever is disabled is signed out at once, and their tokens are refused. A superuser"
+        " becomes an ordinary user."
+    )
 
     def add_own_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name")
