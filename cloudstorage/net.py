@@ -99,7 +99,7 @@ class OutboundPolicy:
 
 
 def _is_private(address: Address) -> bool:
-    """Carriers' and site-local ranges as well: the library calls these neither private nor global, or global."""
+    """Carriers' and site-local ranges as well, of which the library says otherwise."""
     return not address.is_global or (isinstance(address, ipaddress.IPv6Address) and address.is_site_local)
 
 

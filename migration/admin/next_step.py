@@ -19,8 +19,7 @@ from migration.admin.wizard import where_to_go_on
 from migration.conversion import OPEN_STATES
 from migration.findings import Finding
 from migration.models import Conversion, Decommission, Drain, Verification
-from migration.states import ENDED_DRAINS, ConversionState, DecommissionState, DrainState
-from migration.states import LIVE_VERIFICATION_STATES as CHECKING
+from migration.states import ENDED_DRAINS, LIVE_VERIFICATION_STATES, ConversionState, DecommissionState, DrainState
 from stores.models import ImageStore, ScanRun, Transfer, Worker, Zone
 from stores.services import transfers
 from stores.states import LIVE_SCAN_STATES, LIVE_TRANSFER_STATES, Role, StoreState, TransferState
@@ -190,7 +189,7 @@ def _drain_of(conversion: Conversion, told: str) -> Step:
 
 
 def _verify(store: ImageStore, title: str, told: str) -> Step:
-    check = Verification.objects.filter(store=store, state__in=CHECKING).only("uuid").first()
+    check = Verification.objects.filter(store=store, state__in=LIVE_VERIFICATION_STATES).only("uuid").first()
     if check is not None:
         text = f"Every item is on {store.name}, and what is there is being proven once more."
         return _step("Follow the verification", text, "verification", check.uuid)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import threading
-import time
 
 import pytest
 
@@ -93,14 +92,25 @@ def test_owner_of_whom_one_copy_goes_on_gets_its_share_of_the_memory_and_no_othe
     pool.take(PAGE, stopped, "other")
 
 
+class Heard(Control):
+    """Tells when it gives a sign of life."""
+
+    def __init__(self, throttle: Throttle) -> None:
+        super().__init__([throttle])
+        self.heard = threading.Event()
+
+    def alive(self) -> None:
+        super().alive()
+        self.heard.set()
+
+
 def test_copy_that_waits_for_a_limit_of_ours_does_not_hang() -> None:
-    control = silent()
     throttle = Throttle(1.0)
-    control.throttles = (throttle,)
+    control = Heard(throttle)
+    control.progress_at -= 60
     waiting = threading.Thread(target=control.pace, args=(1000,))
     waiting.start()
-    while control.silent > 30 and waiting.is_alive():
-        time.sleep(0.01)
+    assert control.heard.wait(30)
     assert waiting.is_alive()
     assert control.silent < 30
     throttle.set_rate(None)
